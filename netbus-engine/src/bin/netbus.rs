@@ -1,0 +1,3 @@
+//! The `netbus` program: the daemon and the command line.
+
+fn main() {}

@@ -1,0 +1,228 @@
+//! All that knows what a device's bytes mean, one folder a class, registered in [`Registry::standard`].
+//!
+//! The bus calls a class at four points of a device's life: `scan` finds it, `identify` and `open` give the host
+//! its backend, `check` judges each request a peer sends, `present` gives the subscriber its frontend.
+
+pub mod block;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use netbus_proto::ids::{ClassCode, Instance};
+use netbus_proto::request::{DeviceError, Request, Shape};
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backend;
+use crate::frontend::{Frontend, Presentation, Queue};
+
+/// A kind of device: everything about it that the bus does not know.
+pub trait DeviceClass: Send + Sync + 'static {
+    /// Its code on the wire.
+    fn code(&self) -> ClassCode;
+
+    /// Its name in commands and messages: `block`.
+    fn name(&self) -> &'static str;
+
+    /// How its attachments behave.
+    fn policy(&self) -> ClassPolicy;
+
+    /// The devices of this class on this machine now. May block for tens of milliseconds; called on a blocking thread.
+    fn scan(&self) -> Vec<LocalDevice>;
+
+    /// The identity of the device that a user names: a path, or a name from `scan`. Blocking.
+    ///
+    /// # Errors
+    /// [`OpenError`] when there is no such device of this class or it must not be published as asked.
+    fn identify(&self, device: &str, read_only: bool) -> Result<Identified, OpenError>;
+
+    /// Finds a stored identity again, by what it is and never only by where it was, claims the device for a lease and
+    /// opens it. Blocking. The claim ends when the returned device is dropped.
+    ///
+    /// # Errors
+    /// [`OpenError`]; [`OpenError::Absent`] when no device here matches now, which may change.
+    fn open(&self, identity: &Identity, read_only: bool) -> Result<OpenedDevice, OpenError>;
+
+    /// Length of the device-specific header of operation `op`; `None` for an operation the class does not have.
+    fn args_len(&self, op: u8) -> Option<usize>;
+
+    /// Refuses a malformed, out-of-bounds or forbidden request before a backend sees it, and gives the shape of the
+    /// others. Called for every request at both ends; pure.
+    ///
+    /// # Errors
+    /// The error the requester is answered with.
+    fn check(&self, device: &Bytes, read_only: bool, request: &Request) -> Result<Shape, DeviceError>;
+
+    /// The request that makes earlier answered changes durable, for a class that has one.
+    fn flush(&self) -> Option<Request>;
+
+    /// The ways to present a device here, best first; the first is the default.
+    fn presentations(&self) -> &'static [&'static str];
+
+    /// Makes a frontend of kind `way` (one of `presentations`) whose requests go to `queue`.
+    fn present<'a>(
+        &'a self,
+        way: &'a str,
+        presentation: Presentation,
+        queue: Queue,
+    ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>>;
+
+    /// A few words on a device description for people: `4.0 GiB, 512-byte blocks`.
+    fn describe(&self, device: &Bytes) -> String;
+}
+
+/// How a class's attachments behave.
+#[derive(Clone, Copy, Debug)]
+pub struct ClassPolicy {
+    /// Whether an unanswered request may be sent again after the link was lost.
+    pub replay: bool,
+    /// How long an attachment waits without a backend before it faults; `None` waits for ever.
+    pub park_for: Option<Duration>,
+    /// Requests in flight per attachment.
+    pub max_requests: usize,
+    /// Payload bytes in flight per attachment.
+    pub max_bytes: usize,
+}
+
+/// A device of this machine, as `netbus devices` lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalDevice {
+    /// The class's name.
+    pub class: String,
+    /// The name to publish it by: `sda`, `sda1`.
+    pub name: String,
+    /// Where it is: `/dev/sda`.
+    pub path: PathBuf,
+    /// Maker and model, or what is known instead.
+    pub model: String,
+    /// Serial number or WWN, where there is one.
+    pub serial: Option<String>,
+    /// Size in bytes.
+    pub size: u64,
+    /// Logical block size in bytes.
+    pub block_size: u32,
+    /// Whether it is made to be carried away.
+    pub removable: bool,
+    /// Whether the system forbids writing to it.
+    pub read_only: bool,
+    /// Where it, a partition of it or what is built on it is mounted or used.
+    pub used_by: Vec<String>,
+}
+
+/// What a publication stores to find its device again: never just a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The class's name.
+    pub class: String,
+    /// The class's own facts: `wwn`, `serial`, `inode` and the like.
+    pub facts: BTreeMap<String, String>,
+    /// Where it was last; the first place to look, and what messages show.
+    pub last_path: PathBuf,
+}
+
+/// A device that a user named, found fit to be published.
+#[derive(Clone, Debug)]
+pub struct Identified {
+    /// How to find it again.
+    pub identity: Identity,
+    /// The class's description of it for peers (CBOR).
+    pub device: Bytes,
+    /// A name to publish it by when the user gives none.
+    pub suggested_name: String,
+    /// Whether it can only be read.
+    pub read_only: bool,
+    /// Whether it may be carried away while in use, which makes its channel write-through.
+    pub removable: bool,
+}
+
+/// An opened and claimed device. Dropping it lets go of the device.
+pub struct OpenedDevice {
+    /// Does the I/O.
+    pub backend: Arc<dyn Backend>,
+    /// The class's description of it for peers (CBOR), read from the opened device.
+    pub device: Bytes,
+    /// This life of it.
+    pub instance: Instance,
+    /// Where it is now; publications remember it as `last_path`.
+    pub path: PathBuf,
+    /// Whether each change is made durable before it is answered.
+    pub write_through: bool,
+}
+
+/// Why a device cannot be published or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No device here is the one meant; it may come back.
+    #[error("{0}")]
+    Absent(String),
+    /// Somebody here uses it; the text names who.
+    #[error("{0}")]
+    InUse(String),
+    /// It is there but must not or cannot be used so; the text says what to do.
+    #[error("{0}")]
+    Unfit(String),
+    /// The system refused.
+    #[error("{context}")]
+    System {
+        /// What was being done, to what.
+        context: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Why a frontend could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PresentError {
+    /// This machine cannot present it so; the text says what to install or use instead.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The system refused.
+    #[error("{context}")]
+    System {
+        /// What was being done.
+        context: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The classes this engine knows.
+#[derive(Clone)]
+pub struct Registry(Arc<[Arc<dyn DeviceClass>]>);
+
+impl Registry {
+    /// All classes of this build.
+    #[must_use]
+    pub fn standard() -> Self {
+        Self::of(vec![Arc::new(block::BlockClass::new())])
+    }
+
+    /// Just these classes.
+    #[must_use]
+    pub fn of(classes: Vec<Arc<dyn DeviceClass>>) -> Self {
+        Self(classes.into())
+    }
+
+    /// Every class.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn DeviceClass>> {
+        self.0.iter()
+    }
+
+    /// The class with a code from the wire.
+    #[must_use]
+    pub fn by_code(&self, code: ClassCode) -> Option<&Arc<dyn DeviceClass>> {
+        self.0.iter().find(|class| class.code() == code)
+    }
+
+    /// The class with a stored name.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<&Arc<dyn DeviceClass>> {
+        self.0.iter().find(|class| class.name() == name)
+    }
+}

@@ -1,0 +1,92 @@
+//! What applications see of a device, and the queue they put their requests into.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request};
+use tokio::sync::oneshot;
+
+/// The node an application holds open. It outlives its backends: what changes below is the attachment's matter.
+pub trait Frontend: Send + 'static {
+    /// Where applications find the device: a path, or an address where there are no paths.
+    fn node(&self) -> String;
+
+    /// Takes the node away. While applications use it: with `force` false it is an error that names them and the
+    /// node stays whole, with `force` true they get I/O errors from here on. Called at most once successfully.
+    fn remove(&mut self, force: bool) -> BoxFuture<'_, Result<(), RemoveError>>;
+}
+
+/// Why a node could not be taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// Applications use it; the text names what uses it and says how to go on.
+    #[error("{0}")]
+    Busy(String),
+    /// The system refused.
+    #[error("The node could not be removed")]
+    System(#[source] std::io::Error),
+}
+
+/// Where frontends put requests: the way into an attachment.
+///
+/// Cheap to clone. Every accepted request is answered exactly once, be it by an error when the attachment ends.
+#[derive(Clone)]
+pub struct Queue(Arc<dyn Accept>);
+
+/// The attachment's side of a [`Queue`].
+pub trait Accept: Send + Sync + 'static {
+    /// Accepts a request, waiting for room if there is none, and calls `answer` once with its completion. The call
+    /// to `answer` comes from any thread and must not block.
+    fn accept(&self, request: Request, answer: Answer) -> BoxFuture<'_, ()>;
+
+    /// The same from a thread that may block.
+    fn accept_blocking(&self, request: Request, answer: Answer);
+}
+
+/// Called once with a request's completion. It must not block.
+pub type Answer = Box<dyn FnOnce(Completion) + Send>;
+
+impl Queue {
+    /// A queue in front of `accept`.
+    pub fn new(accept: Arc<dyn Accept>) -> Self {
+        Self(accept)
+    }
+
+    /// Sends a request and waits for its answer.
+    ///
+    /// # Errors
+    /// The device's error.
+    pub async fn call(&self, request: Request) -> Completion {
+        let (sender, receiver) = oneshot::channel();
+        let answer = Box::new(move |completion| drop(sender.send(completion)));
+        self.0.accept(request, answer).await;
+        receiver.await.unwrap_or_else(|_| Err(DeviceError::new(ErrorKind::Gone, "The device was let go")))
+    }
+
+    /// Sends a request from a task; waits only for room. `answer` gets the completion and must not block.
+    pub async fn send(&self, request: Request, answer: impl FnOnce(Completion) + Send + 'static) {
+        self.0.accept(request, Box::new(answer)).await;
+    }
+
+    /// Sends a request from a thread that may block while there is no room.
+    pub fn send_blocking(&self, request: Request, answer: impl FnOnce(Completion) + Send + 'static) {
+        self.0.accept_blocking(request, Box::new(answer));
+    }
+}
+
+/// What a frontend needs to know to present a device.
+#[derive(Clone, Debug)]
+pub struct Presentation {
+    /// The host's name as a slug: `[A-Za-z0-9_-]{1,64}`.
+    pub host: String,
+    /// The channel's name as a slug.
+    pub channel: String,
+    /// The class's description of the device, as in the grant.
+    pub device: Bytes,
+    /// Whether changes are refused.
+    pub read_only: bool,
+    /// The folder of this daemon for nodes, made with mode 0700: FUSE mounts and sockets live in it.
+    pub runtime_dir: PathBuf,
+}

@@ -1,0 +1,3 @@
+//! The project's verbs: `cargo xtask run | test | check | cross`.
+
+fn main() {}
