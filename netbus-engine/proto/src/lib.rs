@@ -16,4 +16,5 @@
 pub mod class;
 pub mod ids;
 pub mod request;
+pub mod session;
 pub mod wire;
