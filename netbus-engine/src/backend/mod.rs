@@ -1,5 +1,7 @@
 //! What does the I/O of an attachment: a local device (a class's `local`) or the peer that has it (`remote`).
 
+pub mod remote;
+
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_proto::ids::{Epoch, Tag};
@@ -7,16 +9,16 @@ use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request};
 
 /// Answers requests.
 ///
-/// An attachment is the only caller. It hands over at most its policy's number of tickets at a time and never two
-/// that conflict (`Shape::conflicts`), in any other order.
+/// Attachments are the only callers: one, or several that only read. Each hands over at most its policy's number of
+/// tickets at a time, and never two together that conflict (`Shape::conflicts`).
 pub trait Backend: Send + Sync + 'static {
     /// Takes one request. Returns at once: whatever blocks happens elsewhere. The ticket is answered exactly once,
     /// from any thread, in any order.
     fn submit(&self, ticket: Ticket);
 
-    /// Asks that a request be given up. Best effort: its ticket is still answered, by its result or as
+    /// Asks that the request of this epoch and tag be given up. Best effort: its ticket is still answered, by its result or as
     /// [`ErrorKind::Cancelled`].
-    fn cancel(&self, tag: Tag);
+    fn cancel(&self, epoch: Epoch, tag: Tag);
 
     /// Resolves when nothing is in flight and everything answered is durable. The caller submits nothing meanwhile.
     /// Dropping the future leaves the backend as it was.

@@ -56,6 +56,12 @@ pub trait DeviceClass: Send + Sync + 'static {
     /// The error the requester is answered with.
     fn check(&self, device: &Bytes, read_only: bool, request: &Request) -> Result<Shape, DeviceError>;
 
+    /// Refuses an answer from a host that does not fit its request, such as too much data. Pure.
+    ///
+    /// # Errors
+    /// The error the application gets instead.
+    fn check_answer(&self, request: &Request, answer: &Bytes) -> Result<(), DeviceError>;
+
     /// The request that makes earlier answered changes durable, for a class that has one.
     fn flush(&self) -> Option<Request>;
 

@@ -65,6 +65,21 @@ impl DeviceClass for BlockClass {
         Ok(request.shape())
     }
 
+    fn check_answer(&self, request: &Request, answer: &Bytes) -> Result<(), DeviceError> {
+        let expected = match BlockRequest::parse(request)? {
+            BlockRequest::Read { length, .. } => length as usize,
+            BlockRequest::Write { .. }
+            | BlockRequest::Flush
+            | BlockRequest::Discard { .. }
+            | BlockRequest::WriteZeroes { .. } => 0,
+        };
+        if answer.len() == expected {
+            return Ok(());
+        }
+        let text = format!("The host answered with {} bytes where {expected} were asked for", answer.len());
+        Err(DeviceError::new(ErrorKind::Io, text))
+    }
+
     fn flush(&self) -> Option<Request> {
         Some(BlockRequest::Flush.into_request())
     }

@@ -1,0 +1,154 @@
+//! What the engine keeps across restarts beside its identity and its peers: publications and subscriptions.
+
+use netbus_proto::ids::{Epoch, Fingerprint, Generation, PublicationId};
+use netbus_proto::lease::{Stored, StoredWriter};
+use serde::{Deserialize, Serialize};
+
+use crate::class::Identity;
+
+/// The publications of this machine.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Publications {
+    /// In the order in which they were published.
+    pub publications: Vec<StoredPublication>,
+}
+
+/// One publication.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StoredPublication {
+    /// Its name on the wire, hexadecimal.
+    #[serde(with = "hex")]
+    pub id: PublicationId,
+    /// Its name: a slug.
+    pub name: String,
+    /// Its display name.
+    pub label: String,
+    /// How its device is found.
+    pub identity: Identity,
+    /// The class's description of the device when it was last seen, hexadecimal CBOR.
+    pub device: String,
+    /// Whether it is published for reading only.
+    pub read_only: bool,
+    /// Who may use it.
+    #[serde(with = "hex_list")]
+    pub to: Vec<Fingerprint>,
+    /// The lease desk's durable part.
+    pub lease: StoredLease,
+}
+
+/// The lease desk's durable part.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct StoredLease {
+    /// The epoch of the newest grant.
+    pub epoch: u64,
+    /// The content's generation.
+    pub generation: u64,
+    /// Who holds it for writing.
+    pub writer: Option<StoredHolder>,
+}
+
+/// A writer.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct StoredHolder {
+    /// Whose lease it is.
+    #[serde(with = "hex")]
+    pub peer: Fingerprint,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+}
+
+/// The subscriptions of this machine.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Subscriptions {
+    /// In the order in which they were made.
+    pub subscriptions: Vec<StoredSubscription>,
+}
+
+/// One subscription.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StoredSubscription {
+    /// Whose channel.
+    #[serde(with = "hex")]
+    pub host: Fingerprint,
+    /// Which channel.
+    #[serde(with = "hex")]
+    pub publication: PublicationId,
+    /// The channel's name when it was subscribed to.
+    pub channel: String,
+    /// How it is presented: `file`, `nbd`.
+    pub way: String,
+    /// Whether only to read.
+    pub read_only: bool,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// The user has ended it, but its host could not be told yet.
+    #[serde(default)]
+    pub ended: bool,
+}
+
+impl From<StoredLease> for Stored {
+    fn from(stored: StoredLease) -> Self {
+        Self {
+            epoch: Epoch(stored.epoch),
+            generation: Generation(stored.generation),
+            writer: stored.writer.map(|writer| StoredWriter {
+                peer: writer.peer,
+                epoch: Epoch(writer.epoch),
+                since: writer.since,
+            }),
+        }
+    }
+}
+
+impl From<Stored> for StoredLease {
+    fn from(stored: Stored) -> Self {
+        Self {
+            epoch: stored.epoch.0,
+            generation: stored.generation.0,
+            writer: stored.writer.map(|writer| StoredHolder {
+                peer: writer.peer,
+                epoch: writer.epoch.0,
+                since: writer.since,
+            }),
+        }
+    }
+}
+
+/// Ids as hexadecimal text.
+mod hex {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(id: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(id)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(Error::custom)
+    }
+}
+
+/// Lists of ids as hexadecimal text.
+mod hex_list {
+    use netbus_proto::ids::Fingerprint;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(ids: &[Fingerprint], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(ids.iter().map(ToString::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Fingerprint>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        texts.iter().map(|text| text.parse().map_err(Error::custom)).collect()
+    }
+}

@@ -1,0 +1,88 @@
+//! Dialing a peer: every address at once, the first that proves the right key wins.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use netbus_proto::ids::Fingerprint;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::identity::tls::{self, HandshakeError};
+
+use super::accept::HANDSHAKE_TIME;
+use super::link;
+
+/// A link whose other side has proved to have the key that was asked for.
+pub struct Dialed {
+    /// The link.
+    pub stream: TlsStream<TcpStream>,
+    /// The key's fingerprint.
+    pub peer: Fingerprint,
+    /// Where it was reached.
+    pub address: SocketAddr,
+}
+
+/// Why an address gave no link.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// There is no address to try.
+    #[error("No address of it is known")]
+    NoAddress,
+    /// Nothing answers there.
+    #[error("{address} cannot be reached")]
+    Unreachable {
+        /// Where.
+        address: SocketAddr,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something answers, but the handshake failed.
+    #[error("The handshake with {address} failed")]
+    Handshake {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: HandshakeError,
+    },
+}
+
+/// Dials all addresses at once.
+///
+/// # Errors
+/// The most telling error: one of a handshake before one of a connection.
+pub async fn dial(addresses: Vec<SocketAddr>, config: Arc<ClientConfig>) -> Result<Dialed, DialError> {
+    let connector = TlsConnector::from(config);
+    let mut attempts: FuturesUnordered<_> =
+        addresses.into_iter().map(|address| dial_one(address, connector.clone())).collect();
+    let mut told = DialError::NoAddress;
+    while let Some(result) = attempts.next().await {
+        match result {
+            Ok(dialed) => return Ok(dialed),
+            Err(error) if !matches!(told, DialError::Handshake { .. }) => told = error,
+            Err(_) => {}
+        }
+    }
+    Err(told)
+}
+
+async fn dial_one(address: SocketAddr, connector: TlsConnector) -> Result<Dialed, DialError> {
+    let unreachable = |source| DialError::Unreachable { address, source };
+    let stream = link::dial(address).await.map_err(unreachable)?;
+    // Peers are known by their keys; the name plays no part.
+    let name = ServerName::from(address.ip());
+    let stream = tokio::time::timeout(HANDSHAKE_TIME, connector.connect(name, stream))
+        .await
+        .map_err(|_| unreachable(std::io::Error::new(std::io::ErrorKind::TimedOut, "The handshake took too long")))?
+        .map_err(|error| DialError::Handshake { address, source: tls::explain(&error) })?;
+    match tls::peer_fingerprint(stream.get_ref().1) {
+        Some(peer) => Ok(Dialed { stream, peer, address }),
+        None => Err(unreachable(std::io::Error::other("The other side has no key"))),
+    }
+}
