@@ -13,8 +13,10 @@
 //! - [`attachment`]: one frontend and its succession of backends.
 //! - [`class`]: the device-specific headers, one module a class.
 
+pub mod attachment;
 pub mod class;
 pub mod ids;
+pub mod lease;
 pub mod request;
 pub mod session;
 pub mod wire;
