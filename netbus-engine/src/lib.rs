@@ -7,7 +7,11 @@
 //! - [`class`]: all that knows what a device's bytes mean, one folder a class.
 //! - [`backend`]: what does the I/O: a local device or a peer that has it.
 //! - [`frontend`]: what applications see, and the queue they put requests into.
+//! - [`control`]: the daemon's API for its user.
+//! - [`daemon`]: all of it as one running program.
 
 pub mod backend;
 pub mod class;
+pub mod control;
+pub mod daemon;
 pub mod frontend;

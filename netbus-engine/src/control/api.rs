@@ -1,0 +1,565 @@
+//! What a client says to the daemon and what the daemon says back: one API for the command line and the tray app.
+//!
+//! Everything is JSON with `snake_case` names. A [`Call`] is an object that carries its verb in `verb`; each
+//! [`Reply`] is an object with one field named for its kind. Readers skip fields they do not know, so a later version
+//! may add fields; it does not rename or drop any. Times are RFC 3339 in UTC, sizes are bytes.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::class::LocalDevice;
+
+/// What a client asks for; one call a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case")]
+pub enum Call {
+    /// What this daemon is and does. Answer: [`Answer::Status`].
+    Status,
+    /// The devices of this machine. Answer: [`Answer::Devices`].
+    Devices,
+    /// The peers that are paired or seen. Answer: [`Answer::Peers`].
+    Peers,
+    /// Pairs with a peer that shows a code. Answer: [`Answer::Paired`], when both sides have stored the other.
+    Pair {
+        /// The peer's name, or its address as `HOST[:PORT]`.
+        peer: String,
+        /// The code that the peer shows.
+        code: PairingCode,
+    },
+    /// Opens the pairing window, or says again what the open one shows. Answer: [`Answer::Code`], at once.
+    PairShowCode,
+    /// Closes the pairing window. Answer: [`Answer::Done`].
+    PairCancel,
+    /// Forgets a peer and ends its sessions. Answer: [`Answer::Unpaired`].
+    Unpair {
+        /// The peer's name or fingerprint.
+        peer: String,
+    },
+    /// Publishes a device. Answer: [`Answer::Published`].
+    Publish {
+        /// An absolute path, or a name from [`Call::Devices`].
+        device: String,
+        /// The display name to publish it under; without one the class suggests it.
+        #[serde(default)]
+        name: Option<String>,
+        /// Whether nobody may write.
+        #[serde(default)]
+        read_only: bool,
+        /// The names or fingerprints of the peers that may use it; empty means those that are paired now.
+        #[serde(default)]
+        to: Vec<String>,
+    },
+    /// Ends a publication. Answer: [`Answer::Unpublished`].
+    Unpublish {
+        /// The channel's name or label.
+        channel: String,
+    },
+    /// Takes leases away: the owner's explicit act. Answer: [`Answer::WouldRevoke`] or [`Answer::Revoked`].
+    Revoke {
+        /// The channel's name or label.
+        channel: String,
+        /// Whose lease; without it, everybody's.
+        #[serde(default)]
+        peer: Option<String>,
+        /// Whether the owner knows the loss. Unconfirmed, nothing happens and the answer tells the loss.
+        #[serde(default)]
+        confirmed: bool,
+    },
+    /// The channels that peers offer to this machine. Answer: [`Answer::Channels`].
+    Channels,
+    /// Uses a channel. Answer: [`Answer::Node`], when the device is there.
+    Subscribe {
+        /// `PEER/CHANNEL`.
+        target: String,
+        /// How to present the device (`file`, `nbd`); without it, the class's best way.
+        #[serde(default)]
+        way: Option<String>,
+        /// Whether to ask for a reader's lease.
+        #[serde(default)]
+        read_only: bool,
+        /// Where the peer is, as `HOST[:PORT]`, where discovery does not reach.
+        #[serde(default)]
+        address: Option<String>,
+    },
+    /// Takes a node away and hands the lease back. Answer: [`Answer::Unsubscribed`].
+    Unsubscribe {
+        /// The channel as `HOST/CHANNEL`, or just its name where that is unambiguous.
+        channel: String,
+        /// Whether applications that use it get errors from here on; without it, they are a reason to refuse.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Streams [`Reply::Event`]s until the client hangs up; the first is [`Event::Watching`].
+    Watch,
+    /// Stops the daemon in good order. Answer: [`Answer::Done`], before it is gone.
+    Shutdown,
+}
+
+/// A code that pairs two machines. Its `Debug` form hides it, so that no log shows it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PairingCode(String);
+
+impl PairingCode {
+    /// A code as a person typed it; whoever uses it judges it.
+    #[must_use]
+    pub fn new(code: impl Into<String>) -> Self {
+        Self(code.into())
+    }
+
+    /// The code's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PairingCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PairingCode(hidden)")
+    }
+}
+
+/// One frame from the daemon: any number of progress lines or events, then one answer or error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// How far a long call has come.
+    Progress(Step),
+    /// News for a [`Call::Watch`].
+    Event(Event),
+    /// The call is done.
+    Answer(Box<Answer>),
+    /// The call failed.
+    Error(ApiError),
+}
+
+/// How far a long call has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What is being done, for people: `Connecting to attic`.
+    pub text: String,
+    /// How much of `total` is done, in any unit.
+    #[serde(default)]
+    pub done: Option<u64>,
+    /// How much there is to do, in the same unit.
+    #[serde(default)]
+    pub total: Option<u64>,
+}
+
+/// The end of a call that went well; which one belongs to which call is said at [`Call`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    /// Nothing more to say.
+    Done,
+    /// To [`Call::Status`].
+    Status(Status),
+    /// To [`Call::Devices`].
+    Devices {
+        /// The devices of this machine.
+        devices: Vec<LocalDevice>,
+    },
+    /// To [`Call::Peers`].
+    Peers {
+        /// Paired peers and those that discovery sees.
+        peers: Vec<PeerInfo>,
+    },
+    /// To [`Call::Pair`].
+    Paired {
+        /// The peer's name.
+        peer: String,
+        /// Its fingerprint, 64 hexadecimal digits.
+        fingerprint: String,
+    },
+    /// To [`Call::PairShowCode`].
+    Code {
+        /// The code to type at the other machine.
+        code: PairingCode,
+        /// How long it is good, in seconds.
+        expires_in_seconds: u64,
+    },
+    /// To [`Call::Unpair`].
+    Unpaired {
+        /// The peer's name.
+        peer: String,
+    },
+    /// To [`Call::Publish`].
+    Published(Published),
+    /// To [`Call::Unpublish`].
+    Unpublished {
+        /// The channel's name.
+        channel: String,
+    },
+    /// To an unconfirmed [`Call::Revoke`]: nothing has happened yet.
+    WouldRevoke {
+        /// The channel's name.
+        channel: String,
+        /// Whose leases would be taken; empty when nobody has one.
+        holders: Vec<Holder>,
+        /// What would be lost, in whole sentences that name the holder.
+        loss: String,
+    },
+    /// To a confirmed [`Call::Revoke`].
+    Revoked {
+        /// The channel's name.
+        channel: String,
+        /// Whose leases were taken.
+        holders: Vec<Holder>,
+    },
+    /// To [`Call::Channels`].
+    Channels {
+        /// What peers offer to this machine.
+        channels: Vec<ChannelInfo>,
+    },
+    /// To [`Call::Subscribe`].
+    Node {
+        /// Where applications find the device: a path, or an address where there are no paths.
+        node: String,
+        /// The channel as `HOST/CHANNEL`.
+        channel: String,
+        /// How it is presented.
+        way: String,
+        /// Whether changes are refused.
+        read_only: bool,
+    },
+    /// To [`Call::Unsubscribe`].
+    Unsubscribed {
+        /// The channel as `HOST/CHANNEL`.
+        channel: String,
+    },
+}
+
+/// What a daemon is and does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The name that peers see.
+    pub name: String,
+    /// The fingerprint of its key, 64 hexadecimal digits.
+    pub fingerprint: String,
+    /// The TCP port it listens on for peers.
+    pub port: u16,
+    /// The program's version.
+    pub version: String,
+    /// How long the pairing window stays open, in seconds; `None` while it is closed.
+    pub pairing_open_seconds: Option<u64>,
+    /// What it publishes.
+    pub published: Vec<Published>,
+    /// What it uses of peers.
+    pub subscribed: Vec<Subscribed>,
+    /// Paired peers and those that discovery sees.
+    pub peers: Vec<PeerInfo>,
+    /// What the user should know, in whole sentences.
+    pub warnings: Vec<String>,
+}
+
+/// A device that this machine publishes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// The channel's name: `[A-Za-z0-9_-]{1,64}`, unique at this machine.
+    pub channel: String,
+    /// Its display name.
+    pub label: String,
+    /// Where the device is, or was last.
+    pub device: PathBuf,
+    /// The class's name.
+    pub class: String,
+    /// The class's words on the device; empty while it is not known.
+    pub description: String,
+    /// Its size in bytes, where it has one that is known.
+    pub size: Option<u64>,
+    /// Whether nobody may write.
+    pub read_only: bool,
+    /// How it is.
+    pub state: PublishedState,
+    /// Why it is so, where that needs words.
+    pub reason: Option<String>,
+    /// The names of the peers that may use it.
+    pub allowed: Vec<String>,
+    /// Who uses it now.
+    pub holders: Vec<Holder>,
+}
+
+/// How a publication is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PublishedState {
+    /// It can be used.
+    Ready,
+    /// Peers use it.
+    InUse,
+    /// This machine uses the device itself, so that no peer can.
+    Busy,
+    /// The device is not there now.
+    Absent,
+    /// The device does not work.
+    Failed,
+}
+
+/// Who holds a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The peer's name.
+    pub peer: String,
+    /// Whether it may write.
+    pub write: bool,
+    /// Since when.
+    pub since: Timestamp,
+    /// Whether it can be reached now.
+    pub connected: bool,
+}
+
+/// A channel that this machine uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscribed {
+    /// The channel as `HOST/CHANNEL`.
+    pub channel: String,
+    /// Its display name.
+    pub label: String,
+    /// The class's name.
+    pub class: String,
+    /// How it is presented.
+    pub way: String,
+    /// Where applications find the device; `None` while there is no node.
+    pub node: Option<String>,
+    /// How it is.
+    pub state: SubscribedState,
+    /// Whether changes are refused.
+    pub read_only: bool,
+    /// Since when it is in this state.
+    pub since: Timestamp,
+    /// Why it waits or failed, in whole sentences.
+    pub error: Option<String>,
+}
+
+/// How a subscription is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubscribedState {
+    /// It asks for its lease for the first time since the daemon started.
+    Connecting,
+    /// Requests reach the device.
+    Active,
+    /// The node is there and its requests wait for the host.
+    Waiting,
+    /// The node gives errors; unsubscribe it.
+    Faulted,
+}
+
+/// A peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerInfo {
+    /// Its name.
+    pub name: String,
+    /// Its fingerprint, 64 hexadecimal digits; `None` while it is only seen, not proved.
+    pub fingerprint: Option<String>,
+    /// Whether it is paired with this machine.
+    pub paired: bool,
+    /// Whether discovery sees it now.
+    pub present: bool,
+    /// Where it is, as `ADDRESS:PORT`.
+    pub addresses: Vec<String>,
+    /// Whether there is a session with it.
+    pub connected: bool,
+    /// What keeps the two apart, in a whole sentence: another key under a known name, for one.
+    pub error: Option<String>,
+}
+
+/// A channel that a peer offers to this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelInfo {
+    /// The host's name.
+    pub peer: String,
+    /// The channel's name.
+    pub channel: String,
+    /// Its display name.
+    pub label: String,
+    /// The class's name.
+    pub class: String,
+    /// The class's words on the device; empty while it is not there.
+    pub description: String,
+    /// Whether it is published for reading only.
+    pub read_only: bool,
+    /// Who writes to it now, by name.
+    pub writer: Option<String>,
+    /// Whether the device is there now.
+    pub present: bool,
+    /// Whether this machine uses it.
+    pub subscribed: bool,
+}
+
+/// News from the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// From here on the client hears everything.
+    Watching,
+    /// The client was slow; this many events were dropped. Ask for the status.
+    Missed {
+        /// How many.
+        count: u64,
+    },
+    /// Discovery sees a peer.
+    PeerFound {
+        /// Its name.
+        peer: String,
+    },
+    /// Discovery sees a peer no longer.
+    PeerLost {
+        /// Its name.
+        peer: String,
+    },
+    /// A session with a peer began.
+    PeerConnected {
+        /// Its name.
+        peer: String,
+    },
+    /// The session with a peer ended.
+    PeerDisconnected {
+        /// Its name.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
+    /// A peer was paired.
+    Paired {
+        /// Its name.
+        peer: String,
+    },
+    /// A peer was forgotten.
+    Unpaired {
+        /// Its name.
+        peer: String,
+    },
+    /// A peer offers a channel, or offers it differently.
+    ChannelOffered {
+        /// The host's name.
+        peer: String,
+        /// The channel's name.
+        channel: String,
+    },
+    /// A peer offers a channel no longer.
+    ChannelWithdrawn {
+        /// The host's name.
+        peer: String,
+        /// The channel's name.
+        channel: String,
+    },
+    /// A device of this machine was published.
+    Published {
+        /// The channel's name.
+        channel: String,
+    },
+    /// A publication ended.
+    Unpublished {
+        /// The channel's name.
+        channel: String,
+    },
+    /// A peer got a lease.
+    LeaseGranted {
+        /// The channel's name.
+        channel: String,
+        /// The peer's name.
+        peer: String,
+        /// Whether it may write.
+        write: bool,
+    },
+    /// A peer's lease ended.
+    LeaseEnded {
+        /// The channel's name.
+        channel: String,
+        /// The peer's name.
+        peer: String,
+        /// Why: handed back, revoked, lapsed.
+        reason: String,
+    },
+    /// This machine uses a channel.
+    Subscribed {
+        /// The channel as `HOST/CHANNEL`.
+        channel: String,
+        /// Where applications find the device.
+        node: String,
+    },
+    /// A subscription is in another state.
+    StateChanged {
+        /// The channel as `HOST/CHANNEL`.
+        channel: String,
+        /// The new state.
+        state: SubscribedState,
+        /// Why, where that needs words.
+        error: Option<String>,
+    },
+    /// This machine does not use a channel any more.
+    Unsubscribed {
+        /// The channel as `HOST/CHANNEL`.
+        channel: String,
+    },
+    /// Something the user should know.
+    Warning {
+        /// Whole sentences.
+        message: String,
+    },
+}
+
+/// Why a call failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// What programs go by.
+    pub kind: ErrorKind,
+    /// What people read: whole sentences that say what failed and what to do.
+    pub message: String,
+    /// What lies beneath, outermost first; may be empty.
+    #[serde(default)]
+    pub causes: Vec<String>,
+}
+
+impl ApiError {
+    /// An error with nothing beneath it.
+    #[must_use]
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), causes: Vec::new() }
+    }
+
+    /// An error whose message and causes are those of `error` and its sources.
+    #[must_use]
+    pub fn of(kind: ErrorKind, error: &dyn std::error::Error) -> Self {
+        let causes = std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string).collect();
+        Self { kind, message: error.to_string(), causes }
+    }
+}
+
+/// The stable kind of an [`ApiError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// No such peer, device or channel.
+    NotFound,
+    /// The name fits several.
+    Ambiguous,
+    /// It exists already.
+    AlreadyExists,
+    /// Somebody uses it; the message names who.
+    InUse,
+    /// The peer or the policy says no.
+    Refused,
+    /// The two machines are not paired.
+    NotPaired,
+    /// The pairing code is wrong.
+    WrongCode,
+    /// No pairing window is open, or its tries are used up.
+    PairingClosed,
+    /// It cannot be done now: the peer is away, the device is absent, this system lacks something.
+    Unavailable,
+    /// The call makes no sense.
+    Invalid,
+    /// Something would be lost; confirm and call again.
+    NeedsConfirmation,
+    /// The daemon has its hands full.
+    Overloaded,
+    /// The daemon failed.
+    Internal,
+}
