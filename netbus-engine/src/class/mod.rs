@@ -46,6 +46,16 @@ pub trait DeviceClass: Send + Sync + 'static {
     /// [`OpenError`]; [`OpenError::Absent`] when no device here matches now, which may change.
     fn open(&self, identity: &Identity, read_only: bool) -> Result<OpenedDevice, OpenError>;
 
+    /// Looks whether the device of a stored identity is there, without claiming or opening it for use, and describes
+    /// it. Blocking.
+    ///
+    /// # Errors
+    /// [`OpenError`], as `open` would give it now.
+    fn locate(&self, identity: &Identity) -> Result<Bytes, OpenError>;
+
+    /// The size in bytes that a device description tells, for a class that has sizes.
+    fn size(&self, device: &Bytes) -> Option<u64>;
+
     /// Length of the device-specific header of operation `op`; `None` for an operation the class does not have.
     fn args_len(&self, op: u8) -> Option<usize>;
 

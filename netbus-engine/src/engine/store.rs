@@ -1,7 +1,7 @@
 //! What the engine keeps across restarts beside its identity and its peers: publications and subscriptions.
 
 use netbus_proto::ids::{Epoch, Fingerprint, Generation, PublicationId};
-use netbus_proto::lease::{Stored, StoredWriter};
+use netbus_proto::lease::{Stored, StoredWriter, UnixSeconds};
 use serde::{Deserialize, Serialize};
 
 use crate::class::Identity;
@@ -25,8 +25,8 @@ pub struct StoredPublication {
     pub label: String,
     /// How its device is found.
     pub identity: Identity,
-    /// The class's description of the device when it was last seen, hexadecimal CBOR.
-    pub device: String,
+    /// The class's description of the device when it was last seen.
+    pub device: DeviceBytes,
     /// Whether it is published for reading only.
     pub read_only: bool,
     /// Who may use it.
@@ -59,6 +59,28 @@ pub struct StoredHolder {
     pub since: u64,
 }
 
+/// A class's description of a device; hexadecimal in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceBytes(pub Vec<u8>);
+
+impl Serialize for DeviceBytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceBytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = text.as_bytes().chunks(2).map(|pair| {
+            let pair = std::str::from_utf8(pair).ok().filter(|pair| pair.len() == 2)?;
+            u8::from_str_radix(pair, 16).ok()
+        });
+        let bytes = digits.collect::<Option<Vec<u8>>>();
+        bytes.map(Self).ok_or_else(|| serde::de::Error::custom("expected hexadecimal digits"))
+    }
+}
+
 /// The subscriptions of this machine.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Subscriptions {
@@ -77,6 +99,10 @@ pub struct StoredSubscription {
     pub publication: PublicationId,
     /// The channel's name when it was subscribed to.
     pub channel: String,
+    /// The channel's display name.
+    pub label: String,
+    /// The class's name.
+    pub class: String,
     /// How it is presented: `file`, `nbd`.
     pub way: String,
     /// Whether only to read.
@@ -96,7 +122,7 @@ impl From<StoredLease> for Stored {
             writer: stored.writer.map(|writer| StoredWriter {
                 peer: writer.peer,
                 epoch: Epoch(writer.epoch),
-                since: writer.since,
+                since: UnixSeconds(writer.since),
             }),
         }
     }
@@ -110,7 +136,7 @@ impl From<Stored> for StoredLease {
             writer: stored.writer.map(|writer| StoredHolder {
                 peer: writer.peer,
                 epoch: writer.epoch.0,
-                since: writer.since,
+                since: writer.since.0,
             }),
         }
     }

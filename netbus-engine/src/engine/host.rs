@@ -1,0 +1,464 @@
+//! What this machine publishes, and to whom: the directory of publications and the sessions of peers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, PublicationId, Tag};
+use netbus_proto::lease;
+use netbus_proto::wire::control::{Control, Open, Reason, Refusal, Withdraw, is_slug};
+use tracing::warn;
+
+use super::publication::{Device, Publication, Sessions, bounded};
+use super::store::{DeviceBytes, Publications, StoredLease, StoredPublication};
+use super::{Core, Input, Reply, error_chain};
+use crate::class::{Identified, OpenError, OpenedDevice};
+use crate::control::api::{self, Answer, ApiError, ErrorKind, Event, PublishedState};
+use crate::session::{SessionHandle, SessionId};
+
+/// Publications of one machine.
+const MAX_PUBLICATIONS: usize = 1000;
+
+/// How often publications without leases are looked at: whether their device is there.
+const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What this machine publishes.
+pub(super) struct Host {
+    publications: BTreeMap<PublicationId, Publication>,
+    sessions: Sessions,
+    next_look: Instant,
+    looking: bool,
+}
+
+/// A paired peer that may use what this machine publishes.
+pub(super) struct PeerSession {
+    pub(super) handle: SessionHandle,
+}
+
+/// What a user wants published.
+pub(super) struct Wanted {
+    pub(super) name: Option<String>,
+    pub(super) read_only: bool,
+    pub(super) to: Vec<Fingerprint>,
+}
+
+impl PeerSession {
+    pub(super) fn refuse(&self, tag: Tag, reason: Reason, text: String) {
+        self.handle.reply(tag, Control::Refused(Refusal { reason, text: bounded(text) }));
+    }
+}
+
+impl Host {
+    /// The publications of an earlier life of the daemon. Those of a class that this build lacks are kept, unused.
+    pub(super) fn restore(core: &Core, stored: Publications) -> Self {
+        let mut publications = BTreeMap::new();
+        for stored in stored.publications {
+            match core.registry.by_name(&stored.identity.class) {
+                Some(class) => {
+                    publications.insert(stored.id, Publication::new(stored, Arc::clone(class)));
+                }
+                None => warn!(class = stored.identity.class, "A publication is of a class that this version lacks"),
+            }
+        }
+        Self { publications, sessions: HashMap::new(), next_look: Instant::now(), looking: false }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Publication> {
+        self.publications.values()
+    }
+
+    /// A paired peer's session is open. Older ones of the same peer end.
+    pub(super) fn session_opened(&mut self, core: &Core, handle: SessionHandle) {
+        for older in self.sessions.values().filter(|older| older.handle.peer == handle.peer) {
+            older.handle.end(Reason::Superseded, "A newer session of the same machine took this one's place");
+        }
+        let superseded: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, older)| older.handle.peer == handle.peer).map(|(id, _)| *id).collect();
+        for id in superseded {
+            self.session_ended(core, id);
+        }
+        for publication in self.publications.values().filter(|publication| publication.stored.to.contains(&handle.peer)) {
+            handle.notice(Control::Offer(publication.offer(core)));
+        }
+        self.sessions.insert(handle.id, PeerSession { handle });
+    }
+
+    /// A peer's session is over. Whether it was one of these.
+    pub(super) fn session_ended(&mut self, core: &Core, session: SessionId) -> bool {
+        let known = self.sessions.remove(&session).is_some();
+        if known {
+            for publication in self.publications.values_mut() {
+                publication.session_ended(core, &self.sessions, session);
+            }
+        }
+        known
+    }
+
+    /// A peer asks something.
+    pub(super) fn message(&mut self, core: &Core, session: SessionId, tag: Tag, message: Control) {
+        match message {
+            Control::Open(open) => self.open(core, session, tag, open),
+            Control::Close(close) => self.close(core, session, tag, close.channel),
+            // The session lets a subscriber send nothing else.
+            _ => {}
+        }
+    }
+
+    /// Ends the sessions and the leases of a peer that is not paired any more.
+    pub(super) fn unpaired(&mut self, core: &Core, peer: Fingerprint, text: &str) {
+        for publication in self.publications.values_mut() {
+            publication.revoke(core, &self.sessions, peer);
+            if publication.stored.to.contains(&peer) {
+                publication.stored.to.retain(|allowed| *allowed != peer);
+            }
+        }
+        self.save(core);
+        for session in self.sessions.values().filter(|session| session.handle.peer == peer) {
+            session.handle.end(Reason::NotPaired, text);
+        }
+    }
+
+    /// A device was opened for a publication's leases.
+    pub(super) fn device_opened(&mut self, core: &Core, id: PublicationId, result: Result<OpenedDevice, OpenError>) {
+        if let Some(publication) = self.publications.get_mut(&id) {
+            publication.opened(core, &self.sessions, result);
+        }
+    }
+
+    /// Nothing of a fenced epoch is at the device any more.
+    pub(super) fn fenced(&mut self, core: &Core, id: PublicationId, epoch: Epoch, flushed: Result<(), String>) {
+        if let Some(publication) = self.publications.get_mut(&id) {
+            publication.fenced(core, &self.sessions, epoch, flushed);
+        }
+    }
+
+    /// Lets time pass.
+    pub(super) fn handle_timeout(&mut self, core: &Core, now: Instant) {
+        for publication in self.publications.values_mut() {
+            publication.handle_timeout(core, &self.sessions, now);
+        }
+        if self.next_look <= now && !self.looking {
+            self.next_look = now + PRESENCE_INTERVAL;
+            self.look(core);
+        }
+    }
+
+    /// Looks, on a blocking thread, whether the devices are there that nobody holds open.
+    fn look(&mut self, core: &Core) {
+        let idle: Vec<_> = self
+            .publications
+            .values()
+            .filter(|publication| matches!(publication.device, Device::Closed))
+            .map(|publication| (publication.id(), Arc::clone(&publication.class), publication.stored.identity.clone()))
+            .collect();
+        if idle.is_empty() {
+            return;
+        }
+        self.looking = true;
+        let inputs = core.inputs.clone();
+        tokio::task::spawn_blocking(move || {
+            let looks = idle
+                .into_iter()
+                .map(|(id, class, identity)| (id, class.locate(&identity).map_err(|error| error_chain(&error))))
+                .collect();
+            // The engine is gone only when the daemon stops.
+            let _ = inputs.send(Input::Looked(looks));
+        });
+    }
+
+    /// What was seen of the devices that nobody holds open.
+    pub(super) fn looked(&mut self, core: &Core, looks: Vec<(PublicationId, Result<bytes::Bytes, String>)>) {
+        self.looking = false;
+        for (id, look) in looks {
+            let Some(publication) = self.publications.get_mut(&id) else { continue };
+            if !matches!(publication.device, Device::Closed) {
+                continue;
+            }
+            let (presence, device) = match look {
+                Ok(device) => (Ok(()), Some(device)),
+                Err(text) => (Err(text), None),
+            };
+            let changed = presence != publication.presence
+                || device.as_ref().is_some_and(|device| *device != publication.stored.device.0);
+            if changed {
+                publication.presence = presence;
+                if let Some(device) = device {
+                    publication.stored.device.0 = device.to_vec();
+                    core.store_publication(&publication.stored);
+                }
+                publication.tell_offer(core, &self.sessions);
+            }
+        }
+    }
+
+    /// Publishes a device that its class has identified.
+    pub(super) fn publish(&mut self, core: &Core, identified: Identified, wanted: Wanted, reply: Reply) {
+        match self.add(core, identified, wanted) {
+            Ok(id) => {
+                let publication = &self.publications[&id];
+                core.tell(Event::Published { channel: publication.stored.name.clone() });
+                publication.tell_offer(core, &self.sessions);
+                reply.succeed(Answer::Published(published(core, publication)));
+            }
+            Err(error) => reply.refuse(error),
+        }
+    }
+
+    fn add(&mut self, core: &Core, identified: Identified, wanted: Wanted) -> Result<PublicationId, ApiError> {
+        if self.publications.len() >= MAX_PUBLICATIONS {
+            let text = format!("{MAX_PUBLICATIONS} devices are published already; unpublish one first");
+            return Err(ApiError::new(ErrorKind::Overloaded, text));
+        }
+        let same = |publication: &&Publication| publication.stored.identity.facts == identified.identity.facts;
+        if let Some(existing) = self.publications.values().find(same) {
+            let text = format!("It is published already, as \"{}\"", existing.stored.name);
+            return Err(ApiError::new(ErrorKind::AlreadyExists, text));
+        }
+        let label = wanted.name.clone().unwrap_or_else(|| identified.suggested_name.clone());
+        if label.trim().is_empty() {
+            return Err(ApiError::new(ErrorKind::Invalid, "A channel's name must not be empty"));
+        }
+        let name = self.free_name(&label, wanted.name.is_some())?;
+        let stored = StoredPublication {
+            id: random_id(),
+            name,
+            label: bounded(label),
+            device: DeviceBytes(identified.device.to_vec()),
+            identity: identified.identity,
+            read_only: wanted.read_only || identified.read_only,
+            to: wanted.to,
+            lease: StoredLease::default(),
+        };
+        let class = core.registry.by_name(&stored.identity.class).cloned().ok_or_else(|| {
+            ApiError::new(ErrorKind::Internal, "The device's class is not part of this build")
+        })?;
+        let id = stored.id;
+        self.publications.insert(id, Publication::new(stored, class));
+        self.save(core);
+        Ok(id)
+    }
+
+    /// A slug for `label` that no publication has. One that the user chose is not changed behind the user's back.
+    fn free_name(&self, label: &str, chosen: bool) -> Result<String, ApiError> {
+        let wanted = slug(label);
+        let taken = |name: &str| self.publications.values().any(|publication| publication.stored.name == name);
+        if !taken(&wanted) {
+            return Ok(wanted);
+        }
+        if chosen {
+            let text = format!("A channel named \"{wanted}\" exists already; choose another name with --name");
+            return Err(ApiError::new(ErrorKind::AlreadyExists, text));
+        }
+        let base = &wanted[..wanted.len().min(60)];
+        let free = (2..=MAX_PUBLICATIONS + 1).map(|n| format!("{base}-{n}")).find(|name| !taken(name));
+        Ok(free.expect("there are fewer publications than numbers"))
+    }
+
+    /// Ends a publication that nobody uses.
+    pub(super) fn unpublish(&mut self, core: &Core, channel: &str, reply: Reply) {
+        let id = match self.find(channel) {
+            Ok(id) => id,
+            Err(error) => return reply.refuse(error),
+        };
+        let publication = &self.publications[&id];
+        if publication.desk.holders().next().is_some() {
+            let names: Vec<_> =
+                publication.desk.holders().map(|holder| format!("\"{}\"", core.peer_name(holder.peer))).collect();
+            let (label, name) = (&publication.stored.label, &publication.stored.name);
+            let text = format!(
+                "\"{label}\" is in use by {}. Ask there to unsubscribe, or take it back: netbus revoke {name}",
+                names.join(", ")
+            );
+            return reply.fail(ErrorKind::InUse, text);
+        }
+        let publication = self.publications.remove(&id).expect("just found");
+        self.save(core);
+        let allowed = |session: &&PeerSession| publication.stored.to.contains(&session.handle.peer);
+        for session in self.sessions.values().filter(allowed) {
+            session.handle.notice(Control::Withdraw(Withdraw { publication: id }));
+        }
+        let channel = publication.stored.name;
+        core.tell(Event::Unpublished { channel: channel.clone() });
+        reply.succeed(Answer::Unpublished { channel });
+    }
+
+    /// Takes leases away, or says what that would mean.
+    pub(super) fn revoke(
+        &mut self,
+        core: &Core,
+        (channel, peer, confirmed): (&str, Option<Fingerprint>, bool),
+        reply: Reply,
+    ) {
+        let id = match self.find(channel) {
+            Ok(id) => id,
+            Err(error) => return reply.refuse(error),
+        };
+        let publication = self.publications.get_mut(&id).expect("just found");
+        let chosen: Vec<lease::Holder> =
+            publication.desk.holders().filter(|holder| peer.is_none_or(|peer| holder.peer == peer)).collect();
+        let channel = publication.stored.name.clone();
+        let holders: Vec<_> = chosen.iter().map(|holder| public_holder(core, holder)).collect();
+        if !confirmed {
+            let loss = chosen.iter().map(|holder| loss(core, holder)).collect::<Vec<_>>().join(" ");
+            return reply.succeed(Answer::WouldRevoke { channel, holders, loss });
+        }
+        for holder in chosen {
+            publication.revoke(core, &self.sessions, holder.peer);
+        }
+        reply.succeed(Answer::Revoked { channel, holders });
+    }
+
+    /// Flushes everything and tells the peers that the daemon stops.
+    pub(super) async fn farewell(&mut self) {
+        for publication in self.publications.values_mut() {
+            publication.farewell().await;
+        }
+        for session in self.sessions.values() {
+            session.handle.end(Reason::Shutdown, "The machine that has the device stopped Netbus for now");
+        }
+    }
+
+    /// Everything that is published, as the control API tells it.
+    pub(super) fn published(&self, core: &Core) -> Vec<api::Published> {
+        self.publications.values().map(|publication| published(core, publication)).collect()
+    }
+
+    fn open(&mut self, core: &Core, session: SessionId, tag: Tag, open: Open) {
+        let Some(peer) = self.sessions.get(&session) else {
+            return;
+        };
+        // One that this peer may not use does not exist for it.
+        let allowed = |publication: &&mut Publication| publication.stored.to.contains(&peer.handle.peer);
+        match self.publications.get_mut(&open.publication).filter(allowed) {
+            Some(publication) => publication.open(core, &self.sessions, peer, tag, open),
+            None => peer.refuse(tag, Reason::NotFound, format!("\"{}\" does not share that any more", core.name)),
+        }
+    }
+
+    fn close(&mut self, core: &Core, session: SessionId, tag: Tag, channel: ChannelNumber) {
+        let closed = self
+            .publications
+            .values_mut()
+            .any(|publication| publication.close(core, &self.sessions, session, channel, tag));
+        if !closed && let Some(peer) = self.sessions.get(&session) {
+            let text = "The channel is not open any more".to_owned();
+            peer.handle.reply(tag, Control::CloseFailed(Refusal { reason: Reason::LeaseLost, text }));
+        }
+    }
+
+    fn find(&self, channel: &str) -> Result<PublicationId, ApiError> {
+        let by = |name: fn(&Publication) -> &str| {
+            self.publications.values().filter(|publication| name(publication) == channel).map(Publication::id).collect()
+        };
+        let mut found: Vec<PublicationId> = by(|publication| &publication.stored.name);
+        if found.is_empty() {
+            found = by(|publication| &publication.stored.label);
+        }
+        match found[..] {
+            [only] => Ok(only),
+            [] => {
+                let text = format!("Nothing is published here as \"{channel}\": `netbus status` lists what is");
+                Err(ApiError::new(ErrorKind::NotFound, text))
+            }
+            _ => {
+                let text = format!("Several channels are labelled \"{channel}\": use the name instead");
+                Err(ApiError::new(ErrorKind::Ambiguous, text))
+            }
+        }
+    }
+
+    fn save(&self, core: &Core) {
+        let stored = self.publications.values().map(|publication| publication.stored.clone()).collect();
+        core.store_publications(Publications { publications: stored });
+    }
+}
+
+fn published(core: &Core, publication: &Publication) -> api::Published {
+    let holders: Vec<_> = publication.desk.holders().map(|holder| public_holder(core, &holder)).collect();
+    let state = match &publication.presence {
+        Ok(()) if holders.is_empty() => PublishedState::Ready,
+        Ok(()) => PublishedState::InUse,
+        Err(_) => PublishedState::Absent,
+    };
+    let device = publication.device_description();
+    api::Published {
+        channel: publication.stored.name.clone(),
+        label: publication.stored.label.clone(),
+        device: publication.stored.identity.last_path.clone(),
+        class: publication.class.name().to_owned(),
+        description: publication.class.describe(&device),
+        size: publication.class.size(&device),
+        read_only: publication.stored.read_only,
+        state,
+        reason: publication.presence.clone().err(),
+        allowed: publication.stored.to.iter().map(|peer| core.peer_name(*peer)).collect(),
+        holders,
+    }
+}
+
+fn public_holder(core: &Core, holder: &lease::Holder) -> api::Holder {
+    api::Holder {
+        peer: core.peer_name(holder.peer),
+        write: holder.write,
+        since: super::timestamp(holder.since.0),
+        connected: holder.connected,
+    }
+}
+
+/// What taking a lease means for who has it.
+fn loss(core: &Core, holder: &lease::Holder) -> String {
+    let (peer, since) = (core.peer_name(holder.peer), super::clock_time(holder.since.0));
+    match (holder.write, holder.connected) {
+        (false, _) => format!("\"{peer}\" reads it since {since} and will get errors."),
+        (true, true) => format!(
+            "\"{peer}\" writes to it since {since}: its applications will get errors, and what they have not synced is lost."
+        ),
+        (true, false) => format!(
+            "\"{peer}\" writes to it since {since} and is away now: everything it has not sent yet is lost, and what it \
+             had mounted there must be checked."
+        ),
+    }
+}
+
+/// The slug of a display name: what may not be in a path becomes a dash.
+pub(super) fn slug(label: &str) -> String {
+    let mut slug = String::new();
+    for character in label.chars() {
+        if slug.len() == netbus_proto::wire::control::MAX_NAME {
+            break;
+        }
+        match character {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-' => slug.push(character),
+            _ if slug.ends_with('-') || slug.is_empty() => {}
+            _ => slug.push('-'),
+        }
+    }
+    let trimmed = slug.trim_end_matches('-');
+    if is_slug(trimmed) { trimmed.to_owned() } else { "device".to_owned() }
+}
+
+fn random_id() -> PublicationId {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).expect("the system gives random bytes");
+    PublicationId(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_label_has_a_slug() {
+        for (label, expected) in [
+            ("backup.img", "backup-img"),
+            ("My  Photos / 2026", "My-Photos-2026"),
+            ("../../etc/passwd", "etc-passwd"),
+            ("🦀", "device"),
+            ("🦀 crab 🦀", "crab"),
+            ("---", "device"),
+        ] {
+            assert_eq!(slug(label), expected);
+        }
+        assert_eq!(slug(&"x".repeat(300)).len(), 64);
+    }
+}

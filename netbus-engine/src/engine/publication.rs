@@ -1,0 +1,464 @@
+//! One publication at its host: the lease desk, the device while somebody may use it, the exports of its leases.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use netbus_proto::attachment::Binding;
+use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, Generation, PublicationId, Tag};
+use netbus_proto::lease::{self, Effect, LeaseDesk, OpenCall};
+use netbus_proto::wire::control::{Control, Grant, Offer, Open, Reason, Refusal, Revoked};
+use tracing::{info, warn};
+
+use super::host::PeerSession;
+use super::store::StoredPublication;
+use super::{Core, Input, error_chain, seconds_since_1970};
+use crate::channel::attachment::Attachment;
+use crate::class::{DeviceClass, OpenError, OpenedDevice};
+use crate::control::api::Event;
+use crate::frontend::export::Export;
+use crate::session::SessionId;
+
+/// Numbers of open channels; unique in this process, so that a number never means two things in a session.
+static NEXT_CHANNEL: AtomicU32 = AtomicU32::new(1);
+
+/// One publication.
+pub(super) struct Publication {
+    pub(super) stored: StoredPublication,
+    pub(super) class: Arc<dyn DeviceClass>,
+    pub(super) desk: LeaseDesk,
+    pub(super) device: Device,
+    /// Whether the device was there when last looked for, and why not.
+    pub(super) presence: Result<(), String>,
+    exports: HashMap<Epoch, OpenChannel>,
+    /// Unanswered OPENs, in the desk's order.
+    opens: VecDeque<(SessionId, Tag, bool)>,
+    /// Unanswered CLOSEs.
+    closes: HashMap<Epoch, (SessionId, Tag)>,
+    /// Flush errors found while a lease ended.
+    close_errors: HashMap<Epoch, String>,
+}
+
+/// The device behind a publication.
+pub(super) enum Device {
+    /// Nobody uses it, so nothing is claimed.
+    Closed,
+    /// It is being opened for these grants.
+    Opening { read_only: bool, grants: Vec<PendingGrant> },
+    /// It is claimed and open.
+    Open { opened: Arc<OpenedDevice>, read_only: bool },
+}
+
+/// A lease that the desk gave and whose device is not open yet.
+#[derive(Clone, Copy)]
+pub(super) struct PendingGrant {
+    session: SessionId,
+    tag: Tag,
+    epoch: Epoch,
+    generation: Generation,
+    write: bool,
+    resume: bool,
+}
+
+struct OpenChannel {
+    session: SessionId,
+    channel: ChannelNumber,
+    export: Arc<Export>,
+}
+
+/// The sessions of peers, by their number.
+pub(super) type Sessions = HashMap<SessionId, PeerSession>;
+
+impl Publication {
+    pub(super) fn new(stored: StoredPublication, class: Arc<dyn DeviceClass>) -> Self {
+        let desk = LeaseDesk::new(stored.lease.into());
+        Self {
+            stored,
+            class,
+            desk,
+            device: Device::Closed,
+            presence: Ok(()),
+            exports: HashMap::new(),
+            opens: VecDeque::new(),
+            closes: HashMap::new(),
+            close_errors: HashMap::new(),
+        }
+    }
+
+    pub(super) fn id(&self) -> PublicationId {
+        self.stored.id
+    }
+
+    /// What peers are told of it.
+    pub(super) fn offer(&self, core: &Core) -> Offer {
+        let writer = self.desk.holders().find(|holder| holder.write).map(|holder| core.peer_name(holder.peer));
+        let device = if self.presence.is_ok() { self.device_description().to_vec() } else { Vec::new() };
+        Offer {
+            publication: self.stored.id,
+            class: self.class.code().0,
+            name: self.stored.name.clone(),
+            label: self.stored.label.clone(),
+            read_only: self.stored.read_only,
+            device,
+            writer,
+            present: self.presence.is_ok(),
+        }
+    }
+
+    /// The class's description of the device, as far as it is known.
+    pub(super) fn device_description(&self) -> Bytes {
+        match &self.device {
+            Device::Open { opened, .. } => opened.device.clone(),
+            Device::Closed | Device::Opening { .. } => self.stored.device.0.clone().into(),
+        }
+    }
+
+    /// A peer asks for a lease.
+    pub(super) fn open(&mut self, core: &Core, sessions: &Sessions, session: &PeerSession, tag: Tag, open: Open) {
+        if open.write && self.stored.read_only {
+            let text = format!("\"{}\" is published for reading only: subscribe with --read-only", self.stored.label);
+            return session.refuse(tag, Reason::ReadOnly, text);
+        }
+        self.opens.push_back((session.handle.id, tag, open.resume.is_some()));
+        let call = OpenCall {
+            session: session.handle.id,
+            peer: session.handle.peer,
+            write: open.write,
+            resume: open.resume,
+            at: lease::UnixSeconds(seconds_since_1970()),
+        };
+        self.desk.handle_open(call, Instant::now());
+        self.advance(core, sessions);
+    }
+
+    /// A peer hands a lease back. Whether the channel is one of this publication.
+    pub(super) fn close(
+        &mut self,
+        core: &Core,
+        sessions: &Sessions,
+        session: SessionId,
+        channel: ChannelNumber,
+        tag: Tag,
+    ) -> bool {
+        let found = self.exports.iter().find(|(_, open)| open.session == session && open.channel == channel);
+        let Some(epoch) = found.map(|(epoch, _)| *epoch) else {
+            return false;
+        };
+        if self.desk.handle_close(session, epoch, Instant::now()).is_err() {
+            return false;
+        }
+        self.closes.insert(epoch, (session, tag));
+        self.advance(core, sessions);
+        true
+    }
+
+    /// A peer's session is over.
+    pub(super) fn session_ended(&mut self, core: &Core, sessions: &Sessions, session: SessionId) {
+        self.opens.retain(|(asking, ..)| *asking != session);
+        self.closes.retain(|_, (asking, _)| *asking != session);
+        if let Device::Opening { grants, .. } = &mut self.device {
+            grants.retain(|grant| grant.session != session);
+        }
+        self.desk.handle_session_lost(session, Instant::now());
+        self.advance(core, sessions);
+    }
+
+    /// The owner takes a peer's lease.
+    pub(super) fn revoke(&mut self, core: &Core, sessions: &Sessions, peer: Fingerprint) -> Option<lease::Holder> {
+        let taken = self.desk.revoke(peer, Instant::now());
+        self.advance(core, sessions);
+        if let Some(holder) = taken {
+            self.tell_ended(core, holder.peer, "Taken back by the owner");
+        }
+        taken
+    }
+
+    /// The device was opened, or could not be.
+    pub(super) fn opened(&mut self, core: &Core, sessions: &Sessions, result: Result<OpenedDevice, OpenError>) {
+        let Device::Opening { read_only, grants } = std::mem::replace(&mut self.device, Device::Closed) else {
+            return;
+        };
+        match result {
+            Ok(opened) => {
+                self.presence = Ok(());
+                self.remember(core, &opened);
+                self.device = Device::Open { opened: Arc::new(opened), read_only };
+                for grant in grants {
+                    self.give(core, sessions, grant);
+                }
+            }
+            Err(error) => {
+                let text = error_chain(&error);
+                warn!(error = text, "A published device could not be opened");
+                let reason = match error {
+                    OpenError::Absent(_) => Reason::Absent,
+                    OpenError::InUse(_) => Reason::InUse,
+                    OpenError::Unfit(_) | OpenError::System { .. } => Reason::Device,
+                };
+                self.presence = Err(text.clone());
+                for grant in grants {
+                    self.take_back(sessions, grant, reason, &text);
+                }
+            }
+        }
+        self.advance(core, sessions);
+    }
+
+    /// Nothing of a fenced epoch is at the device any more.
+    pub(super) fn fenced(&mut self, core: &Core, sessions: &Sessions, epoch: Epoch, flushed: Result<(), String>) {
+        if let Err(text) = flushed {
+            warn!(error = text, "A lease ended with writes that did not become durable");
+            self.close_errors.insert(epoch, text);
+        }
+        self.desk.handle_fenced(epoch, Instant::now());
+        self.advance(core, sessions);
+    }
+
+    /// Lets time pass.
+    pub(super) fn handle_timeout(&mut self, core: &Core, sessions: &Sessions, now: Instant) {
+        if self.desk.poll_timeout().is_some_and(|due| due <= now) {
+            self.desk.handle_timeout(now);
+            self.advance(core, sessions);
+        }
+    }
+
+    /// Makes everything answered durable and ends all exports: the daemon stops. Leases stay.
+    pub(super) fn farewell(&mut self) -> impl Future<Output = ()> + use<> {
+        let exports: Vec<_> = self.exports.drain().map(|(_, open)| open.export).collect();
+        let device = match std::mem::replace(&mut self.device, Device::Closed) {
+            Device::Open { opened, .. } => Some(opened),
+            Device::Closed | Device::Opening { .. } => None,
+        };
+        async move {
+            for export in exports {
+                export.fence().await;
+            }
+            if let Some(device) = device
+                && let Err(error) = device.backend.quiesce().await
+            {
+                warn!(%error, "The last flush of a published device failed");
+            }
+        }
+    }
+
+    /// Does what the desk wants done.
+    fn advance(&mut self, core: &Core, sessions: &Sessions) {
+        let mut changed = false;
+        while let Some(effect) = self.desk.poll_effect() {
+            changed = true;
+            match effect {
+                Effect::Store(stored) => {
+                    self.stored.lease = stored.into();
+                    core.store_publication(&self.stored);
+                    self.desk.handle_stored(Instant::now());
+                }
+                Effect::Fence(epoch) => self.fence(core, sessions, epoch),
+                Effect::Grant { session, epoch, generation, write } => {
+                    if let Some((tag, resume)) = self.take_open(session) {
+                        let grant = PendingGrant { session, tag, epoch, generation, write, resume };
+                        self.granted(core, sessions, grant);
+                    }
+                }
+                Effect::Refuse { session, refusal } => {
+                    if let (Some((tag, _)), Some(session)) = (self.take_open(session), sessions.get(&session)) {
+                        session.refuse(tag, refusal.reason(), self.refusal_text(core, &refusal));
+                    }
+                }
+                Effect::Revoke { session, epoch } => {
+                    if let (Some(open), Some(session)) = (self.exports.get(&epoch), sessions.get(&session)) {
+                        let text = format!("The owner of \"{}\" took it back", self.stored.label);
+                        let revoked = Revoked { channel: open.channel, reason: Reason::Owner, text };
+                        session.handle.notice(Control::Revoked(revoked));
+                    }
+                }
+                Effect::Closed { session, epoch } => self.answer_close(core, sessions, session, epoch),
+            }
+        }
+        if self.exports.is_empty() && self.desk.is_settled() && self.desk.holders().next().is_none() {
+            self.let_go();
+        }
+        if changed {
+            self.tell_offer(core, sessions);
+        }
+    }
+
+    /// Tells every connected peer that may use it how it is now.
+    pub(super) fn tell_offer(&self, core: &Core, sessions: &Sessions) {
+        let offer = self.offer(core);
+        for session in sessions.values().filter(|session| self.stored.to.contains(&session.handle.peer)) {
+            session.handle.notice(Control::Offer(offer.clone()));
+        }
+    }
+
+    fn granted(&mut self, core: &Core, sessions: &Sessions, grant: PendingGrant) {
+        let read_only = !grant.write;
+        match &mut self.device {
+            Device::Open { read_only: mode, .. } if *mode == read_only => {
+                self.give(core, sessions, grant);
+            }
+            Device::Opening { read_only: mode, grants } if *mode == read_only => grants.push(grant),
+            Device::Closed | Device::Open { .. } | Device::Opening { .. } => {
+                // The desk grants one writer or many readers, so nobody uses the device in the other mode.
+                self.device = Device::Opening { read_only, grants: vec![grant] };
+                let (class, identity, inputs) =
+                    (Arc::clone(&self.class), self.stored.identity.clone(), core.inputs.clone());
+                let publication = self.stored.id;
+                tokio::task::spawn_blocking(move || {
+                    let result = class.open(&identity, read_only);
+                    // The engine is gone only when the daemon stops.
+                    let _ = inputs.send(Input::DeviceOpened { publication, result });
+                });
+            }
+        }
+    }
+
+    /// Opens the channel of a grant whose device is open.
+    fn give(&mut self, core: &Core, sessions: &Sessions, grant: PendingGrant) {
+        let (Device::Open { opened, .. }, Some(session)) = (&self.device, sessions.get(&grant.session)) else {
+            return;
+        };
+        let policy = self.class.policy();
+        let read_only = !grant.write;
+        let attachment = Attachment::start(Arc::clone(&self.class), opened.device.clone(), read_only);
+        let binding = Binding {
+            epoch: grant.epoch,
+            generation: grant.generation,
+            instance: opened.instance,
+            write_through: opened.write_through,
+            max_requests: policy.max_requests,
+            max_bytes: policy.max_bytes,
+        };
+        drop(attachment.bind(binding, opened.device.clone(), Arc::clone(&opened.backend)));
+        let frames = session.handle.frames.clone();
+        let export = Arc::new(Export::new(Arc::clone(&self.class), grant.epoch, attachment, frames));
+        let channel = ChannelNumber(NEXT_CHANNEL.fetch_add(1, Ordering::Relaxed));
+        session.handle.routes.open(channel, Arc::clone(&export) as _);
+        self.exports.insert(grant.epoch, OpenChannel { session: grant.session, channel, export });
+        let message = Grant {
+            channel,
+            epoch: grant.epoch,
+            generation: grant.generation,
+            instance: opened.instance,
+            write_through: opened.write_through,
+            read_only,
+            max_requests: u32::try_from(policy.max_requests).unwrap_or(u32::MAX),
+            max_bytes: u32::try_from(policy.max_bytes).unwrap_or(u32::MAX),
+            device: opened.device.to_vec(),
+        };
+        session.handle.reply(grant.tag, Control::Grant(message));
+        info!(write = grant.write, epoch = %grant.epoch, "A peer uses a channel");
+        let peer = core.peer_name(session.handle.peer);
+        core.tell(Event::LeaseGranted { channel: self.stored.name.clone(), peer, write: grant.write });
+    }
+
+    /// Undoes a grant whose device cannot be opened. The lease that a peer resumes stays its own.
+    fn take_back(&mut self, sessions: &Sessions, grant: PendingGrant, reason: Reason, text: &str) {
+        let now = Instant::now();
+        if grant.resume {
+            self.desk.handle_session_lost(grant.session, now);
+        } else if let Err(error) = self.desk.handle_close(grant.session, grant.epoch, now) {
+            info!(%error, "A lease ended before its device was open");
+        }
+        if let Some(session) = sessions.get(&grant.session) {
+            session.refuse(grant.tag, reason, text.to_owned());
+        }
+    }
+
+    fn fence(&mut self, core: &Core, sessions: &Sessions, epoch: Epoch) {
+        if let Device::Opening { grants, .. } = &mut self.device {
+            grants.retain(|grant| grant.epoch != epoch);
+        }
+        let (publication, inputs) = (self.stored.id, core.inputs.clone());
+        let Some(open) = self.exports.remove(&epoch) else {
+            // The engine is gone only when the daemon stops.
+            let _ = inputs.send(Input::Fenced { publication, epoch, flushed: Ok(()) });
+            return;
+        };
+        if let Some(session) = sessions.get(&open.session) {
+            session.handle.routes.shut(open.channel);
+        }
+        let device = match &self.device {
+            Device::Open { opened, .. } => Some(Arc::clone(opened)),
+            Device::Closed | Device::Opening { .. } => None,
+        };
+        tokio::spawn(async move {
+            open.export.fence().await;
+            let flushed = match device {
+                Some(device) => device.backend.quiesce().await.map_err(|error| error.text),
+                None => Ok(()),
+            };
+            // As above.
+            let _ = inputs.send(Input::Fenced { publication, epoch, flushed });
+        });
+    }
+
+    fn answer_close(&mut self, core: &Core, sessions: &Sessions, session: SessionId, epoch: Epoch) {
+        let error = self.close_errors.remove(&epoch);
+        let Some((_, tag)) = self.closes.remove(&epoch) else {
+            return;
+        };
+        let Some(session) = sessions.get(&session) else {
+            return;
+        };
+        let answer = match error {
+            None => Control::Closed,
+            Some(text) => Control::CloseFailed(Refusal { reason: Reason::Device, text: bounded(text) }),
+        };
+        session.handle.reply(tag, answer);
+        self.tell_ended(core, session.handle.peer, "Handed back");
+    }
+
+    fn take_open(&mut self, session: SessionId) -> Option<(Tag, bool)> {
+        let at = self.opens.iter().position(|(asking, ..)| *asking == session)?;
+        self.opens.remove(at).map(|(_, tag, resume)| (tag, resume))
+    }
+
+    fn refusal_text(&self, core: &Core, refusal: &lease::Refusal) -> String {
+        let label = &self.stored.label;
+        match refusal {
+            lease::Refusal::InUse { holder, write, since } => {
+                let (host, holder) = (&core.name, core.peer_name(*holder));
+                let since = super::clock_time(since.0);
+                let what = if *write { "requests" } else { "writes" };
+                let does = if *write { "is in use" } else { "is being read" };
+                format!("Peer \"{host}\" refuses {what}: \"{label}\" {does} by \"{holder}\" since {since}")
+            }
+            lease::Refusal::LeaseLost => format!(
+                "\"{label}\" was taken back or has changed meanwhile: what was not written yet is lost. Subscribe anew"
+            ),
+            lease::Refusal::Busy => format!("Too many requests to open \"{label}\" are waiting"),
+        }
+    }
+
+    /// Keeps what the opened device showed: where it is, and its description for offers.
+    fn remember(&mut self, core: &Core, opened: &OpenedDevice) {
+        let unchanged = self.stored.identity.last_path == opened.path && self.stored.device.0 == opened.device;
+        if !unchanged {
+            self.stored.identity.last_path.clone_from(&opened.path);
+            self.stored.device.0 = opened.device.to_vec();
+            core.store_publication(&self.stored);
+        }
+    }
+
+    /// Closes a device that nobody may use any more.
+    fn let_go(&mut self) {
+        if let Device::Open { .. } = self.device {
+            let device = std::mem::replace(&mut self.device, Device::Closed);
+            // Closing may wait for the device.
+            tokio::task::spawn_blocking(move || drop(device));
+        }
+    }
+
+    fn tell_ended(&self, core: &Core, peer: Fingerprint, reason: &str) {
+        let (channel, peer) = (self.stored.name.clone(), core.peer_name(peer));
+        core.tell(Event::LeaseEnded { channel, peer, reason: reason.to_owned() });
+    }
+}
+
+/// Cuts a text at the wire's limit.
+pub(super) fn bounded(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(netbus_proto::wire::control::MAX_TEXT));
+    text
+}
