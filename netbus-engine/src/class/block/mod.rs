@@ -4,6 +4,8 @@
 //! - `local`: the host's backend on a file or a block device.
 //! - `frontend`: what the subscriber's applications see: a FUSE file, or an NBD socket.
 
+pub mod frontend;
+
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_proto::class::block::{ARGS_LEN, BlockRequest, CODE, Geometry};
@@ -91,10 +93,15 @@ impl DeviceClass for BlockClass {
     fn present<'a>(
         &'a self,
         way: &'a str,
-        _presentation: Presentation,
-        _queue: Queue,
+        presentation: Presentation,
+        queue: Queue,
     ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>> {
-        Box::pin(async move { Err(PresentError::Unavailable(format!("A block device cannot be presented as {way}"))) })
+        Box::pin(async move {
+            match way {
+                "file" => present_file(presentation, queue).await,
+                _ => Err(PresentError::Unavailable(format!("A block device cannot be presented as {way}"))),
+            }
+        })
     }
 
     fn describe(&self, device: &Bytes) -> String {
@@ -103,6 +110,22 @@ impl DeviceClass for BlockClass {
             Err(error) => error.text,
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+async fn present_file(presentation: Presentation, queue: Queue) -> Result<Box<dyn Frontend>, PresentError> {
+    let geometry = geometry(&presentation.device).map_err(|error| PresentError::System {
+        context: "The disk cannot be presented".to_owned(),
+        source: std::io::Error::other(error),
+    })?;
+    let frontend = frontend::file::FileFrontend::present(presentation, geometry, queue).await?;
+    Ok(Box::new(frontend))
+}
+
+#[cfg(not(target_os = "linux"))]
+async fn present_file(_presentation: Presentation, _queue: Queue) -> Result<Box<dyn Frontend>, PresentError> {
+    let text = "A disk can be presented as a file on Linux only: `--as nbd` works here";
+    Err(PresentError::Unavailable(text.to_owned()))
 }
 
 /// Reads a description that an offer or a grant carried.

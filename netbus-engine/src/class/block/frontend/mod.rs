@@ -1,0 +1,6 @@
+//! What a subscriber's applications see of a block device.
+//!
+//! - `file`: a file that is the disk, made by FUSE; Linux.
+
+#[cfg(target_os = "linux")]
+pub mod file;
