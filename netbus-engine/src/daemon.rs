@@ -1,6 +1,21 @@
 //! The daemon: the engine behind its control socket, from start to an orderly stop.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::class::Registry;
+use crate::config::paths::Paths;
+use crate::config::{Settings, StateDir};
+use crate::control::server;
+use crate::discovery::{self, Discovery, Interfaces};
+use crate::engine::{self, EngineHandle, Parts};
+use crate::identity::{keys, tls};
+use crate::session::accept::accept_links;
+use crate::session::link;
 
 /// How to run a daemon. What is `None` comes from the state folder or has a default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +36,115 @@ pub struct Options {
 ///
 /// # Errors
 /// Whatever keeps it from starting or stopping in good order.
-pub fn run(_options: Options) -> anyhow::Result<()> {
-    anyhow::bail!("This build has no daemon")
+pub fn run(options: Options) -> anyhow::Result<()> {
+    let paths = Paths::of(options.state_dir.clone(), options.socket.clone());
+    let state = StateDir::open(&paths.state_dir)?;
+    let settings = settings(&state, &options)?;
+    // The keyring's client wants a thread of its own, so this comes before the runtime.
+    let identity = Arc::new(keys::load_or_create(&state)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("Starting the runtime")?;
+    runtime.block_on(serve(paths, state, settings, identity, options.interfaces))
+}
+
+/// The name and the port: from the command line or the environment, else as they were, else made up now.
+fn settings(state: &StateDir, options: &Options) -> anyhow::Result<Settings> {
+    let stored: Settings = state.load()?;
+    let name = options.name.clone().or_else(|| stored.name.clone()).or_else(sysinfo::System::host_name);
+    let settings = Settings {
+        name: Some(name.unwrap_or_else(|| "netbus".to_owned())),
+        port: options.port.or(stored.port),
+    };
+    if settings != stored {
+        state.store(&settings)?;
+    }
+    Ok(settings)
+}
+
+async fn serve(
+    paths: Paths,
+    state: StateDir,
+    settings: Settings,
+    identity: Arc<keys::Identity>,
+    interfaces: Vec<String>,
+) -> anyhow::Result<()> {
+    let wanted = settings.port.unwrap_or(link::PORT);
+    let listener = link::listen(wanted).with_context(|| {
+        format!("Port {wanted} cannot be used: if another program has it, choose another with `netbus daemon --port`")
+    })?;
+    let port = listener.local_addr().context("Asking for the port")?.port();
+    prepare_runtime_dir(&paths)?;
+    let name = settings.name.unwrap_or_else(|| "netbus".to_owned());
+    let mut warnings = Vec::new();
+    let interfaces = if interfaces.is_empty() { Interfaces::All } else { Interfaces::Only(interfaces) };
+    let discovery = match Discovery::start(discovery::Settings { name: name.clone(), port, interfaces }) {
+        Ok(discovery) => Some(discovery),
+        Err(error) => {
+            let text = format!("{:#}", anyhow::Error::new(error));
+            warn!(error = text, "Discovery does not work here");
+            warnings.push(text);
+            None
+        }
+    };
+    let (accepted_sender, accepted) = mpsc::channel(16);
+    let accepting = tokio::spawn(accept_links(listener, tls::server_config(&identity), accepted_sender));
+    let parts = Parts {
+        name,
+        port,
+        identity,
+        registry: Registry::standard(),
+        state,
+        runtime_dir: paths.runtime_dir.clone(),
+        accepted,
+        discovery,
+        warnings,
+    };
+    let (engine, mut ended) = engine::start(parts)?;
+    let serving = server::serve(&paths.socket, Arc::new(engine.clone())).context("Opening the control socket")?;
+    tokio::select! {
+        signal = stop_signal() => {
+            info!(signal, "Stopping");
+            engine.stop().await;
+        }
+        _ = &mut ended => {}
+    }
+    drop(serving);
+    accepting.abort();
+    Ok(())
+}
+
+/// Makes the folder for nodes, and takes away what a killed daemon left in it.
+fn prepare_runtime_dir(paths: &Paths) -> anyhow::Result<()> {
+    let dir = &paths.runtime_dir;
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir).with_context(|| format!("Making the folder {}", dir.display()))?;
+    #[cfg(target_os = "linux")]
+    crate::class::block::frontend::file::clean_stale(dir)
+        .with_context(|| format!("Cleaning up what an earlier daemon left in {}", dir.display()))?;
+    Ok(())
+}
+
+#[cfg(unix)]
+async fn stop_signal() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminate = signal(SignalKind::terminate());
+    let interrupt = signal(SignalKind::interrupt());
+    match (terminate, interrupt) {
+        (Ok(mut terminate), Ok(mut interrupt)) => tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        },
+        // Without signals the daemon is stopped by `netbus shutdown` or killed.
+        (Err(_), _) | (_, Err(_)) => std::future::pending().await,
+    }
+}
+
+#[cfg(not(unix))]
+async fn stop_signal() -> &'static str {
+    match tokio::signal::ctrl_c().await {
+        Ok(()) => "Ctrl-C",
+        Err(_) => std::future::pending().await,
+    }
 }

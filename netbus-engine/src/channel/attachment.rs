@@ -163,6 +163,12 @@ impl Attachment {
         self.0.send(Message::Fault(error));
     }
 
+    /// The class's description of the device, as the last backend had it.
+    #[must_use]
+    pub fn device(&self) -> Bytes {
+        self.0.device.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// How it is now, and each change of it.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {

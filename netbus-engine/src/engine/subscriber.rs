@@ -23,7 +23,7 @@ use netbus_proto::wire::control::{Close, Control, Grant, Offer, Open, Reason, Re
 use tracing::{info, warn};
 
 use super::store::{StoredSubscription, Subscriptions};
-use super::{Core, Input, Reply, seconds_since_1970};
+use super::{Core, Input, Reply, error_chain, seconds_since_1970};
 use crate::backend::remote::Remote;
 use crate::channel::attachment::Attachment;
 use crate::class::PresentError;
@@ -66,6 +66,8 @@ pub(super) struct Subscription {
     pub(super) node: Option<String>,
     /// Whether a frontend is being made or taken away at this moment, in a task of its own.
     busy: bool,
+    /// Since when it is in this state, in seconds since 1970.
+    pub(super) since: u64,
     /// Who waits for the node.
     subscribing: Option<Reply>,
     /// Who waits for the end.
@@ -145,6 +147,8 @@ impl Subscriber {
             host,
             publication: offer.publication,
             channel: offer.name.clone(),
+            label: offer.label.clone(),
+            class: class.name().to_owned(),
             way,
             read_only: read_only || offer.read_only,
             since: seconds_since_1970(),
@@ -233,7 +237,7 @@ impl Subscriber {
                 continue;
             }
             if let Some(reply) = subscription.unsubscribing.take() {
-                reply.succeed(Answer::Done);
+                reply.succeed(unsubscribed(core, key, subscription));
             }
             if let Some(reply) = subscription.subscribing.take() {
                 let text = format!("The link was lost before \"{}\" was open: {}", subscription.stored.channel, end.text);
@@ -309,7 +313,9 @@ impl Subscriber {
                 subscription.node = Some(node.clone());
                 let (channel, way) = (subscription.stored.channel.clone(), subscription.stored.way.clone());
                 if let Some(reply) = subscription.subscribing.take() {
-                    reply.succeed(Answer::Node { node: node.clone(), channel: channel.clone(), way });
+                    let read_only = subscription.stored.read_only;
+                    let channel = core.channel_path(key.0, &channel);
+                    reply.succeed(Answer::Node { node: node.clone(), channel, way, read_only });
                 }
                 self.save(core);
                 core.tell(Event::Subscribed { channel: core.channel_path(key.0, &channel), node });
@@ -351,7 +357,7 @@ impl Subscriber {
         let (frontend, attachment) = (subscription.frontend.take(), subscription.attachment.clone());
         let flush = !force && !subscription.stored.read_only && matches!(subscription.state, State::Active { .. });
         let inputs = core.inputs.clone();
-        let flush = flush.then(|| core.registry.by_name(&subscription_class(core, subscription)).and_then(|class| class.flush()));
+        let flush = flush.then(|| core.registry.by_name(&subscription.stored.class).and_then(|class| class.flush()));
         subscription.unsubscribing = Some(reply);
         tokio::spawn(async move {
             let result = take_down(frontend, attachment, flush.flatten(), force).await;
@@ -396,7 +402,7 @@ impl Subscriber {
             let (frontend, attachment) = (subscription.frontend.take(), subscription.attachment.take());
             let active = matches!(subscription.state, State::Active { .. });
             let flush = (active && !subscription.stored.read_only)
-                .then(|| core.registry.by_name(&subscription_class(core, subscription)).and_then(|class| class.flush()));
+                .then(|| core.registry.by_name(&subscription.stored.class).and_then(|class| class.flush()));
             let flush = flush.flatten();
             let gentle = take_down(frontend, attachment.clone(), flush.clone(), false);
             match tokio::time::timeout(super::FAREWELL_TIME, gentle).await {
@@ -479,7 +485,7 @@ impl Subscriber {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
         };
-        let Some(class) = core.registry.by_name(&subscription_class(core, subscription)).cloned() else {
+        let Some(class) = core.registry.by_name(&subscription.stored.class).cloned() else {
             return;
         };
         let device = Bytes::from(grant.device);
@@ -580,7 +586,7 @@ impl Subscriber {
             }
             State::Waiting { .. } | State::Opening { .. } | State::Closing { .. } => {
                 if let Some(reply) = subscription.unsubscribing.take() {
-                    reply.succeed(Answer::Done);
+                    reply.succeed(unsubscribed(core, key, subscription));
                 }
                 if subscription.lease.is_none() {
                     self.forget(core, key);
@@ -588,7 +594,7 @@ impl Subscriber {
             }
             State::Faulted { .. } => {
                 if let Some(reply) = subscription.unsubscribing.take() {
-                    reply.succeed(Answer::Done);
+                    reply.succeed(unsubscribed(core, key, subscription));
                 }
                 self.forget(core, key);
             }
@@ -606,7 +612,7 @@ impl Subscriber {
             attachment.fault(DeviceError::new(ErrorKind::Gone, text));
         }
         if let Some(reply) = subscription.unsubscribing.take() {
-            reply.succeed(Answer::Done);
+            reply.succeed(unsubscribed(core, key, subscription));
         }
         if let Some(reply) = subscription.subscribing.take() {
             reply.fail(ApiErrorKind::Refused, text.to_owned());
@@ -630,10 +636,12 @@ impl Subscriber {
         core.store(&stored);
     }
 
-    fn tell_state(&self, core: &Core, key: Key) {
-        let Some(subscription) = self.subscriptions.get(&key).filter(|subscription| !subscription.stored.ended) else {
+    fn tell_state(&mut self, core: &Core, key: Key) {
+        let Some(subscription) = self.subscriptions.get_mut(&key).filter(|subscription| !subscription.stored.ended)
+        else {
             return;
         };
+        subscription.since = seconds_since_1970();
         let channel = core.channel_path(key.0, &subscription.stored.channel);
         core.tell(Event::StateChanged { channel, state: subscription.public_state(), error: subscription.error() });
     }
@@ -649,6 +657,7 @@ impl Subscription {
             frontend: None,
             node: None,
             busy: false,
+            since: seconds_since_1970(),
             subscribing: None,
             unsubscribing: None,
         }
@@ -674,20 +683,15 @@ impl Subscription {
         }
     }
 
+    /// What its attachment is doing.
     fn phase(&self) -> Option<Phase> {
         self.attachment.as_ref().map(|attachment| attachment.status().borrow().phase.clone())
     }
 }
 
-/// The class of a subscription's channel. Every class of version 1 presents nodes under its own ways.
-fn subscription_class(core: &Core, subscription: &Subscription) -> String {
-    let way = subscription.stored.way.as_str();
-    core.registry.iter().find(|class| class.presentations().contains(&way)).map_or("", |class| class.name()).to_owned()
-}
-
 /// Makes the node, in a task of its own.
 fn present(core: &Core, key: Key, subscription: &mut Subscription) {
-    let Some(class) = core.registry.by_name(&subscription_class(core, subscription)).cloned() else {
+    let Some(class) = core.registry.by_name(&subscription.stored.class).cloned() else {
         return;
     };
     let Some(attachment) = &subscription.attachment else {
@@ -732,6 +736,10 @@ async fn take_down(
     Ok(())
 }
 
+fn unsubscribed(core: &Core, key: Key, subscription: &Subscription) -> Answer {
+    Answer::Unsubscribed { channel: core.channel_path(key.0, &subscription.stored.channel) }
+}
+
 fn waiting(why: String) -> State {
     State::Waiting { why, retry: None }
 }
@@ -753,15 +761,4 @@ fn api_kind(reason: Reason) -> ApiErrorKind {
         | Reason::Owner
         | Reason::Internal => ApiErrorKind::Refused,
     }
-}
-
-/// An error and its causes in one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -32,6 +32,8 @@ pub struct Accepted {
     pub stream: TlsStream<TcpStream>,
     /// The key's fingerprint.
     pub peer: Fingerprint,
+    /// What both ends of this link know and nobody else; it binds a pairing to the link.
+    pub exporter: [u8; 32],
 }
 
 /// Accepts links until the receiver is gone.
@@ -74,7 +76,8 @@ async fn shake_hands(stream: TcpStream, acceptor: &TlsAcceptor) -> Option<Accept
         }
     };
     let peer = tls::peer_fingerprint(stream.get_ref().1)?;
-    Some(Accepted { stream, peer })
+    let exporter = tls::exporter(stream.get_ref().1)?;
+    Some(Accepted { stream, peer, exporter })
 }
 
 /// Counts the links whose handshake is under way.

@@ -23,6 +23,8 @@ pub struct Dialed {
     pub stream: TlsStream<TcpStream>,
     /// The key's fingerprint.
     pub peer: Fingerprint,
+    /// What both ends of this link know and nobody else; it binds a pairing to the link.
+    pub exporter: [u8; 32],
     /// Where it was reached.
     pub address: SocketAddr,
 }
@@ -81,8 +83,8 @@ async fn dial_one(address: SocketAddr, connector: TlsConnector) -> Result<Dialed
         .await
         .map_err(|_| unreachable(std::io::Error::new(std::io::ErrorKind::TimedOut, "The handshake took too long")))?
         .map_err(|error| DialError::Handshake { address, source: tls::explain(&error) })?;
-    match tls::peer_fingerprint(stream.get_ref().1) {
-        Some(peer) => Ok(Dialed { stream, peer, address }),
-        None => Err(unreachable(std::io::Error::other("The other side has no key"))),
+    match (tls::peer_fingerprint(stream.get_ref().1), tls::exporter(stream.get_ref().1)) {
+        (Some(peer), Some(exporter)) => Ok(Dialed { stream, peer, exporter, address }),
+        (None, _) | (_, None) => Err(unreachable(std::io::Error::other("The other side has no key"))),
     }
 }

@@ -1,0 +1,377 @@
+//! The calls of the control API.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netbus_proto::ids::{ClassCode, Fingerprint};
+use netbus_proto::wire::control::{Control, Offer, Reason, Refusal};
+
+use super::host::Wanted;
+use super::joining::{self, JoinError, Joined};
+use super::peers::NewPeer;
+use super::{Core, Engine, Input, Reply, timestamp};
+use crate::class::OpenError;
+use crate::control::api::{self, Answer, ApiError, Call, ErrorKind, Event};
+use crate::control::Progress;
+use crate::identity::pairing::HostWindow;
+use crate::identity::trust::TrustError;
+use crate::session::link::PORT;
+
+/// How long a subscription waits for its peer to be reached.
+const REACH_TIME: Duration = Duration::from_secs(10);
+
+/// How long a subscription waits for its channel to be offered in a session that is open.
+const OFFER_TIME: Duration = Duration::from_secs(2);
+
+/// A channel that a user wants and that is not offered yet.
+pub(super) struct Subscribing {
+    peer: Fingerprint,
+    channel: String,
+    way: Option<String>,
+    read_only: bool,
+    deadline: Instant,
+    progress: Progress,
+    reply: Reply,
+}
+
+impl Engine {
+    /// Does a call, or begins it.
+    pub(super) fn call(&mut self, call: Call, progress: &Progress, reply: Reply) {
+        match call {
+            Call::Status => reply.succeed(Answer::Status(self.status())),
+            Call::Devices => self.devices(reply),
+            Call::Peers => reply.succeed(Answer::Peers { peers: self.peers.public() }),
+            Call::Pair { peer, code } => self.pair(&peer, code.as_str(), progress, reply),
+            Call::PairShowCode => self.show_code(reply),
+            Call::PairCancel => {
+                self.peers.window = None;
+                reply.succeed(Answer::Done);
+            }
+            Call::Unpair { peer } => self.unpair(&peer, reply),
+            Call::Publish { device, name, read_only, to } => self.publish(device, name, read_only, &to, reply),
+            Call::Unpublish { channel } => self.host.unpublish(&self.core, &channel, reply),
+            Call::Revoke { channel, peer, confirmed } => match peer.map(|peer| self.paired_peer(&peer)).transpose() {
+                Ok(peer) => self.host.revoke(&self.core, (&channel, peer, confirmed), reply),
+                Err(error) => reply.refuse(error),
+            },
+            Call::Channels => reply.succeed(Answer::Channels { channels: self.channels() }),
+            Call::Subscribe { target, way, read_only, address } => {
+                self.subscribe(target, way, read_only, address, progress.clone(), reply);
+            }
+            Call::Unsubscribe { channel, force } => match self.subscriber.find(&self.core, &channel) {
+                Ok(key) => self.subscriber.unsubscribe(&self.core, key, force, reply),
+                Err(error) => reply.refuse(error),
+            },
+            Call::Watch => reply.fail(ErrorKind::Invalid, "The server of the control API answers this call itself"),
+            Call::Shutdown => {
+                let (stopped, _) = tokio::sync::oneshot::channel();
+                // The engine is here, so its queue is.
+                let _ = self.core.inputs.send(Input::Stop(stopped));
+                reply.succeed(Answer::Done);
+            }
+        }
+    }
+
+    fn status(&self) -> api::Status {
+        let now = Instant::now();
+        api::Status {
+            name: self.core.name.clone(),
+            fingerprint: self.core.identity.fingerprint().to_string(),
+            port: self.core.port,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pairing_open_seconds: self.peers.window.as_ref().map(|window| window.remaining(now).as_secs()),
+            published: self.host.published(&self.core),
+            subscribed: self.subscriber.iter().map(|subscription| subscription.public(&self.core)).collect(),
+            peers: self.peers.public(),
+            warnings: self.core.warnings.clone(),
+        }
+    }
+
+    fn devices(&self, reply: Reply) {
+        let registry = self.core.registry.clone();
+        tokio::task::spawn_blocking(move || {
+            let devices = registry.iter().flat_map(|class| class.scan()).collect();
+            reply.succeed(Answer::Devices { devices });
+        });
+    }
+
+    fn channels(&self) -> Vec<api::ChannelInfo> {
+        self.peers.offers().map(|(peer, offer)| self.channel_info(peer, offer)).collect()
+    }
+
+    fn channel_info(&self, peer: Fingerprint, offer: &Offer) -> api::ChannelInfo {
+        let class = self.core.registry.by_code(ClassCode(offer.class));
+        let device = bytes::Bytes::from(offer.device.clone());
+        let description = class.filter(|_| !device.is_empty()).map(|class| class.describe(&device));
+        api::ChannelInfo {
+            peer: self.core.peer_name(peer),
+            channel: offer.name.clone(),
+            label: offer.label.clone(),
+            class: class.map_or_else(|| format!("class {}", offer.class), |class| class.name().to_owned()),
+            description: description.unwrap_or_default(),
+            read_only: offer.read_only,
+            writer: offer.writer.clone(),
+            present: offer.present,
+            subscribed: self.subscriber.uses(&(peer, offer.publication)),
+        }
+    }
+
+    fn show_code(&mut self, reply: Reply) {
+        let now = Instant::now();
+        let open = self.peers.window.take().filter(|window| !window.is_closed(now));
+        let window = match open.map_or_else(|| HostWindow::open(now), Ok) {
+            Ok(window) => window,
+            Err(error) => return reply.refuse(ApiError::of(ErrorKind::Internal, &error)),
+        };
+        let code = api::PairingCode::new(window.code());
+        let expires_in_seconds = window.remaining(now).as_secs();
+        self.peers.window = Some(window);
+        reply.succeed(Answer::Code { code, expires_in_seconds });
+    }
+
+    fn pair(&mut self, peer: &str, code: &str, progress: &Progress, reply: Reply) {
+        let digits: String = code.chars().filter(|character| !character.is_whitespace()).collect();
+        if digits.len() != 6 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+            return reply.fail(ErrorKind::Invalid, "A pairing code has six digits: type what the other machine shows");
+        }
+        let seen = self.peers.addresses_of(peer);
+        let (identity, name, inputs) =
+            (Arc::clone(&self.core.identity), self.core.name.clone(), self.core.inputs.clone());
+        progress.say(format!("Pairing with {peer}"));
+        let peer = peer.to_owned();
+        tokio::spawn(async move {
+            let addresses = match resolve(seen, &peer).await {
+                Ok(addresses) => addresses,
+                Err(error) => return reply.refuse(error),
+            };
+            let result = joining::join(identity, name, addresses, digits).await;
+            // The engine is gone only when the daemon stops.
+            let _ = inputs.send(Input::Joined { result, reply });
+        });
+    }
+
+    /// The code that was typed here was right, or not.
+    pub(super) fn joined(&mut self, result: Result<Joined, JoinError>, reply: Reply) {
+        let joined = match result {
+            Ok(joined) => joined,
+            Err(error) => return reply.refuse(join_error(&error)),
+        };
+        let Joined { fingerprint, name, address } = joined;
+        let name = self.peers.add(&mut self.core, NewPeer { fingerprint, name, addresses: vec![address] });
+        self.core.tell(Event::Paired { peer: name.clone() });
+        reply.succeed(Answer::Paired { peer: name, fingerprint: fingerprint.to_string() });
+    }
+
+    /// A peer typed the code that this machine shows: stores it, then says so.
+    pub(super) fn paired(
+        &mut self,
+        (new, tag, handle): (NewPeer, netbus_proto::ids::Tag, crate::session::SessionHandle),
+    ) {
+        let name = self.peers.add(&mut self.core, new);
+        handle.reply(tag, Control::PairStored);
+        self.core.tell(Event::Paired { peer: name });
+    }
+
+    fn unpair(&mut self, peer: &str, reply: Reply) {
+        let fingerprint = match self.paired_peer(peer) {
+            Ok(fingerprint) => fingerprint,
+            Err(error) => return reply.refuse(error),
+        };
+        let name = self.core.peer_name(fingerprint);
+        let there = format!("\"{}\" is not paired with this machine any more: pair them again", self.core.name);
+        self.host.unpaired(&self.core, fingerprint, &there);
+        let here = format!("\"{name}\" is not paired with this machine any more");
+        self.subscriber.unpaired(&self.core, fingerprint, &here);
+        self.peers.remove(&mut self.core, fingerprint, &there);
+        self.core.tell(Event::Unpaired { peer: name.clone() });
+        reply.succeed(Answer::Unpaired { peer: name });
+    }
+
+    fn publish(&mut self, device: String, name: Option<String>, read_only: bool, to: &[String], reply: Reply) {
+        let to = if to.is_empty() {
+            Ok(self.peers.trust.iter().map(|peer| peer.fingerprint).collect())
+        } else {
+            to.iter().map(|peer| self.paired_peer(peer)).collect::<Result<Vec<_>, _>>()
+        };
+        let to = match to {
+            Ok(to) => to,
+            Err(error) => return reply.refuse(error),
+        };
+        let (registry, inputs) = (self.core.registry.clone(), self.core.inputs.clone());
+        let wanted = Wanted { name, read_only, to };
+        tokio::task::spawn_blocking(move || {
+            let mut result = Err(OpenError::Absent(format!("There is no device {device} here")));
+            for class in registry.iter() {
+                result = class.identify(&device, wanted.read_only);
+                if !matches!(result, Err(OpenError::Absent(_))) {
+                    break;
+                }
+            }
+            // The engine is gone only when the daemon stops.
+            let _ = inputs.send(Input::Identified { wanted, result, reply });
+        });
+    }
+
+    fn subscribe(
+        &mut self,
+        target: String,
+        way: Option<String>,
+        read_only: bool,
+        address: Option<String>,
+        progress: Progress,
+        reply: Reply,
+    ) {
+        let Some((peer_name, channel)) = target.rsplit_once('/') else {
+            return reply.fail(ErrorKind::Invalid, "Name a channel as PEER/CHANNEL: `netbus channels` lists them");
+        };
+        let peer = match self.paired_peer(peer_name) {
+            Ok(peer) => peer,
+            Err(error) => return reply.refuse(error),
+        };
+        // A session that has just begun has not told its channels yet.
+        let patience = if self.peers.sessions().contains_key(&peer) { OFFER_TIME } else { REACH_TIME };
+        let channel = channel.to_owned();
+        let wanted = Subscribing { peer, channel, way, read_only, deadline: Instant::now() + patience, progress, reply };
+        if let Some(address) = address {
+            let inputs = self.core.inputs.clone();
+            tokio::spawn(async move {
+                match resolve(Vec::new(), &address).await {
+                    Ok(addresses) => drop(inputs.send(Input::Reach { peer, addresses })),
+                    Err(error) => tracing::warn!(%error, "The address of a peer is not known"),
+                }
+            });
+        }
+        self.subscribing.push(wanted);
+        self.go_on_subscribing();
+    }
+
+    /// Opens the wanted channels that are offered now, and gives up on those that were not in time.
+    pub(super) fn go_on_subscribing(&mut self) {
+        for wanted in std::mem::take(&mut self.subscribing) {
+            if let Some(waiting) = self.try_subscribing(wanted) {
+                self.subscribing.push(waiting);
+            }
+        }
+    }
+
+    fn try_subscribing(&mut self, wanted: Subscribing) -> Option<Subscribing> {
+        let session = self.peers.sessions().remove(&wanted.peer);
+        let named = |offer: &&Offer| offer.name == wanted.channel || offer.label == wanted.channel;
+        let offered: Vec<Offer> = self
+            .peers
+            .offers()
+            .filter(|(host, _)| *host == wanted.peer)
+            .map(|(_, offer)| offer)
+            .filter(named)
+            .cloned()
+            .collect();
+        let name = self.core.peer_name(wanted.peer);
+        match (&offered[..], session) {
+            ([offer], Some(session)) => {
+                wanted.progress.say(format!("Opening {name}/{}", offer.name));
+                let how = (wanted.way, wanted.read_only);
+                self.subscriber.subscribe(&self.core, (wanted.peer, offer), &session, how, wanted.reply);
+            }
+            ([_, _, ..], _) => {
+                let text = format!("Several channels of \"{name}\" are named \"{}\"", wanted.channel);
+                wanted.reply.fail(ErrorKind::Ambiguous, text);
+            }
+            (_, _) if Instant::now() < wanted.deadline => return Some(wanted),
+            (_, None) => {
+                let why = self.peers.error_of(wanted.peer).unwrap_or_else(|| "it does not answer".to_owned());
+                let text = format!("\"{name}\" cannot be reached: {why}");
+                wanted.reply.fail(ErrorKind::Unavailable, text);
+            }
+            (_, Some(_)) => {
+                let text = format!(
+                    "\"{name}\" offers no channel \"{}\" to this machine: `netbus channels` lists what there is",
+                    wanted.channel
+                );
+                wanted.reply.fail(ErrorKind::NotFound, text);
+            }
+        }
+        None
+    }
+
+    /// Finds the one paired peer that `name` means.
+    fn paired_peer(&self, name: &str) -> Result<Fingerprint, ApiError> {
+        match self.peers.trust.find(name) {
+            Ok(peer) => Ok(peer.fingerprint),
+            Err(TrustError::Unknown(_)) if !self.peers.addresses_of(name).is_empty() => {
+                let text = format!("\"{name}\" is not paired with this machine. Run `netbus pair --show-code` there and `netbus pair {name}` here");
+                Err(ApiError::new(ErrorKind::NotPaired, text))
+            }
+            Err(error @ TrustError::Unknown(_)) => Err(ApiError::of(ErrorKind::NotFound, &error)),
+            Err(error @ TrustError::Ambiguous(..)) => Err(ApiError::of(ErrorKind::Ambiguous, &error)),
+        }
+    }
+}
+
+/// The answer to a machine that wants to pair where no window is open.
+pub(super) fn pairing_closed() -> Control {
+    let text = "No code is shown there now: run `netbus pair --show-code` on that machine".to_owned();
+    Control::PairRefused(Refusal { reason: Reason::PairingClosed, text })
+}
+
+/// How a device that cannot be published is told.
+pub(super) fn open_error(error: &OpenError) -> ApiError {
+    let kind = match error {
+        OpenError::Absent(_) => ErrorKind::NotFound,
+        OpenError::InUse(_) => ErrorKind::InUse,
+        OpenError::Unfit(_) => ErrorKind::Refused,
+        OpenError::System { .. } => ErrorKind::Unavailable,
+    };
+    ApiError::of(kind, error)
+}
+
+fn join_error(error: &JoinError) -> ApiError {
+    let kind = match error {
+        JoinError::Dial(_) | JoinError::Slow => ErrorKind::Unavailable,
+        JoinError::Refused { reason: Reason::WrongCode, .. } | JoinError::Impostor => ErrorKind::WrongCode,
+        JoinError::Refused { reason: Reason::PairingClosed, .. } => ErrorKind::PairingClosed,
+        JoinError::Refused { .. } => ErrorKind::Refused,
+    };
+    ApiError::of(kind, error)
+}
+
+/// The addresses that a name on the network has, or that `HOST[:PORT]` means.
+async fn resolve(seen: Vec<SocketAddr>, name: &str) -> Result<Vec<SocketAddr>, ApiError> {
+    if !seen.is_empty() {
+        return Ok(seen);
+    }
+    let with_port = if name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_ipv6()) {
+        format!("[{name}]:{PORT}")
+    } else if name.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+        name.to_owned()
+    } else {
+        format!("{name}:{PORT}")
+    };
+    let found = tokio::net::lookup_host(&with_port).await.map(Iterator::collect::<Vec<_>>);
+    match found {
+        Ok(addresses) if !addresses.is_empty() => Ok(addresses),
+        Ok(_) | Err(_) => {
+            let text = format!(
+                "No machine \"{name}\" is seen on the network, and it is no address either. `netbus peers` lists those \
+                 that are seen; where discovery does not reach, give ADDRESS[:PORT]"
+            );
+            Err(ApiError::new(ErrorKind::NotFound, text))
+        }
+    }
+}
+
+impl super::subscriber::Subscription {
+    fn public(&self, core: &Core) -> api::Subscribed {
+        api::Subscribed {
+            channel: core.channel_path(self.stored.host, &self.stored.channel),
+            label: self.stored.label.clone(),
+            class: self.stored.class.clone(),
+            way: self.stored.way.clone(),
+            node: self.node.clone(),
+            state: self.public_state(),
+            read_only: self.stored.read_only,
+            since: timestamp(self.since),
+            error: self.error(),
+        }
+    }
+}
