@@ -7,7 +7,9 @@
 //! - [`class`]: all that knows what a device's bytes mean, one folder a class.
 //! - [`backend`]: what does the I/O: a local device or a peer that has it.
 //! - [`frontend`]: what applications see, and the queue they put requests into.
+//! - [`discovery`]: how machines find each other on the LAN.
 
 pub mod backend;
 pub mod class;
+pub mod discovery;
 pub mod frontend;
