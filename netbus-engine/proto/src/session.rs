@@ -18,9 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::ids::Tag;
-use crate::wire::control::{
-    Control, Goodbye, Hello, MAX_CONTROL, MAX_NAME, MAX_TEXT, MAX_UNPAIRED, Purpose, Reason,
-};
+use crate::wire::control::{Control, Goodbye, Hello, MAX_CONTROL, MAX_NAME, MAX_TEXT, MAX_UNPAIRED, Purpose, Reason};
 use crate::wire::header::{CONTROL, DecodeError, Header, MAX_BODY, VERSION};
 
 /// How long the other side has for its HELLO.

@@ -299,7 +299,7 @@ impl LeaseDesk {
         for lease in self.leases.iter_mut().filter(|lease| lease.is_connected_to(session)) {
             lease.leave(now);
         }
-        if let Some(grant) = self.grant_mut().filter(|grant| grant.session == session && grant.fate == Fate::Due) {
+        if let Some(grant) = self.grant_mut().filter(|grant| grant.session == session) {
             grant.fate = Fate::SessionLost;
         }
     }
@@ -361,13 +361,15 @@ impl LeaseDesk {
         held.or(coming)
     }
 
-    /// The owner is about to use the content here, which raises the generation. It may be used when the
-    /// [`Effect::Store`] that follows is durable.
+    /// Somebody at the host has used the content, or is about to, which raises the generation: no lease of a peer that
+    /// is away goes on from before. It counts when the [`Effect::Store`] that follows is durable. The caller knows that no
+    /// request of any lease is at the device.
     ///
     /// # Errors
-    /// [`Leased`] while anybody has a lease, or an ended one is not settled yet.
+    /// [`Leased`] while a connected peer has a lease, or an open or an ended lease is not settled yet.
     pub fn local_use(&mut self, now: Instant) -> Result<(), Leased> {
-        if !self.leases.is_empty() || !self.queue.is_empty() || !self.is_settled() {
+        let in_use = self.leases.iter().any(|lease| lease.holder().connected);
+        if in_use || !self.queue.is_empty() || !self.is_settled() {
             return Err(Leased);
         }
         self.generation = self.generation.next();
