@@ -4,4 +4,6 @@
 //! and none reaches a device by a lapsed right, whatever happens to links, daemons and backends in between.
 //!
 //! Rooms:
+//! - [`config`]: what is kept on disk, and where.
 
+pub mod config;
