@@ -4,6 +4,8 @@
 //! and none reaches a device by a lapsed right, whatever happens to links, daemons and backends in between.
 //!
 //! Rooms:
+//! - [`identity`]: this machine's key, whom it trusts, and how machines come to trust each other.
 //! - [`config`]: what is kept on disk, and where.
 
 pub mod config;
+pub mod identity;
