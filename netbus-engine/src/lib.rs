@@ -5,7 +5,9 @@
 //!
 //! Rooms:
 //! - [`identity`]: this machine's key, whom it trusts, and how machines come to trust each other.
+//! - [`discovery`]: who is on the network.
 //! - [`config`]: what is kept on disk, and where.
 
 pub mod config;
+pub mod discovery;
 pub mod identity;

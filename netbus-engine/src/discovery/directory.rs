@@ -59,6 +59,11 @@ impl Directory {
         self.machines.get(name).map(|machine| machine.full_name.as_str())
     }
 
+    /// Whether a machine has this name; DNS knows no case.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.machines.keys().any(|known| known.to_lowercase() == name.to_lowercase())
+    }
+
     /// Whether news wait.
     pub(super) fn has_news(&self) -> bool {
         !self.news.is_empty()

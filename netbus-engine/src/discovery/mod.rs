@@ -39,6 +39,9 @@ pub const SERVICE: &str = "_netbus._tcp.local.";
 /// How long a machine may take to answer [`Discovery::verify`].
 const VERIFY_FOR: Duration = Duration::from_secs(2);
 
+/// How long the others may take to tell which names they have, before this machine asks for one itself.
+const LISTEN_FOR: Duration = Duration::from_millis(350);
+
 /// How often interfaces are looked at for changes, in seconds.
 const INTERFACE_CHECK: u32 = 2;
 
@@ -106,10 +109,12 @@ impl Event {
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoveryError {
     /// The system refuses the multicast DNS port.
-    #[error("Other machines cannot be discovered, since UDP port 5353 cannot be used; name them by address (--peer)")]
+    #[error(
+        "Other machines cannot be discovered, since UDP port 5353 cannot be used: name them by address, as in `netbus pair HOST:PORT CODE`"
+    )]
     Port(#[source] std::io::Error),
     /// Discovery could not be set up.
-    #[error("Other machines cannot be discovered; name them by address (--peer)")]
+    #[error("Other machines cannot be discovered: name them by address, as in `netbus pair HOST:PORT CODE`")]
     Start(#[from] mdns_sd::Error),
     /// The system gives no random numbers.
     #[error("Other machines cannot be discovered, since the system gives no random numbers: {0}")]
@@ -156,20 +161,20 @@ impl Discovery {
             daemon,
             here: HashSet::new(),
             uses_loopback: true,
-            announced: false,
+            naming: Naming::Listening,
             directory: Directory::default(),
         };
         task.enable_interfaces()?;
-        task.daemon.register(task.announcement.info(&task.interfaces)?)?;
         tokio::spawn(task.run(found, monitor, requested, news));
         Ok((Self { requests }, events))
     }
 
     /// Asks a machine again whether it is there, for instance when its link has died. If it does not answer within
     /// two seconds it is [`Event::Lost`]. The name of nobody is ignored.
-    pub async fn verify(&self, name: &str) {
-        // The task ends before its handle only when the library has ended, which it has logged.
-        drop(self.requests.send(Request::Verify(name.to_owned())).await);
+    pub fn verify(&self, name: impl Into<String>) {
+        // Behind a full queue it would come too late to be of use; a closed one means that the library has ended, which
+        // it has logged.
+        let _ = self.requests.try_send(Request::Verify(name.into()));
     }
 
     /// Says goodbye to the others and ends. Takes about 200 ms, and at most two seconds.
@@ -262,12 +267,23 @@ struct Task {
     /// The addresses of this machine on which the library listens, but for loopback.
     here: HashSet<IpAddr>,
     uses_loopback: bool,
-    /// Whether the name is ours on some interface, as far as the library has asked.
-    announced: bool,
+    naming: Naming,
     directory: Directory,
 }
 
+/// How far this machine is with its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Naming {
+    /// It hears which names are taken.
+    Listening,
+    /// The library asks the others whether the name is free.
+    Asking,
+    /// The name is announced on some interface.
+    Announced,
+}
+
 enum Input {
+    Listened,
     Service(ServiceEvent),
     Daemon(DaemonEvent),
     Request(Request),
@@ -284,8 +300,11 @@ impl Task {
         mut requests: mpsc::Receiver<Request>,
         news: mpsc::Sender<Event>,
     ) {
+        let listening = sleep(LISTEN_FOR);
+        tokio::pin!(listening);
         loop {
             let input = tokio::select! {
+                () = &mut listening, if self.naming == Naming::Listening => Input::Listened,
                 event = found.recv_async() => event.map_or(Input::LibraryEnded, Input::Service),
                 event = monitor.recv_async() => event.map_or(Input::LibraryEnded, Input::Daemon),
                 request = requests.recv() => request.map_or(Input::Dropped, Input::Request),
@@ -298,6 +317,7 @@ impl Task {
                 },
             };
             match input {
+                Input::Listened => self.choose_name(),
                 Input::Service(event) => self.heard(event),
                 Input::Daemon(event) => self.apply(event),
                 Input::Request(Request::Verify(name)) => self.verify(&name),
@@ -321,7 +341,7 @@ impl Task {
         match event {
             ServiceEvent::ServiceResolved(service) => self.resolved(&service),
             ServiceEvent::ServiceRemoved(_, full_name) => match label::from_full_name(&full_name, SERVICE) {
-                Some(label) if self.announced && self.announcement.is_called(label) => note(self.reclaim()),
+                Some(label) if self.announcement.is_called(label) => note(self.reclaim()),
                 Some(label) => self.directory.gone(label::to_name(label)),
                 None => {}
             },
@@ -340,7 +360,7 @@ impl Task {
             return;
         };
         if self.announcement.is_called(label) {
-            note(self.contested(service));
+            self.contested(service);
         }
         let addresses = addresses::choose(heard_of(service), service.get_port(), self.here.is_empty());
         self.directory.seen(label::to_name(label), service.get_fullname().to_owned(), addresses, version);
@@ -353,7 +373,9 @@ impl Task {
             }
             DaemonEvent::Announce(full_name, _) => {
                 let label = label::from_full_name(&full_name, SERVICE);
-                self.announced |= label.is_some_and(|label| self.announcement.is_called(label));
+                if label.is_some_and(|label| self.announcement.is_called(label)) {
+                    self.naming = Naming::Announced;
+                }
             }
             DaemonEvent::IpAdd(address) => {
                 self.here.extend(Some(address).filter(|address| !address.is_loopback()));
@@ -368,36 +390,52 @@ impl Task {
         }
     }
 
-    /// Goes on under a name that the library has chosen, since another machine had ours before us.
+    /// Asks for the first of our names that nobody has, as far as has been heard.
+    fn choose_name(&mut self) {
+        while self.directory.has(&self.announcement.name()) {
+            self.announcement.number += 1;
+        }
+        note(self.announce());
+        if self.announcement.number > 1 {
+            self.directory.renamed(self.announcement.name());
+        }
+    }
+
+    /// Another machine was faster, and the library goes on under another name. It forgets that it has given up the
+    /// first one if that has a capital letter (mdns-sd 0.21), so the new one is registered in its place.
     fn collided(&mut self, original: &str, new_name: &str) {
-        let announcement = &mut self.announcement;
+        let announcement = &self.announcement;
         let ours = label::from_full_name(original, SERVICE).is_some_and(|label| announcement.is_called(label));
-        let number = label::from_full_name(new_name, SERVICE)
-            .and_then(|label| label::number_of(label, &announcement.label))
-            .filter(|number| *number > announcement.number);
-        let (true, Some(number)) = (ours, number) else {
-            return;
-        };
-        announcement.number = number;
-        self.directory.renamed(announcement.name());
+        if ours {
+            let chosen = label::from_full_name(new_name, SERVICE);
+            let number = chosen.and_then(|label| label::number_of(label, &announcement.label));
+            note(self.rename(number.unwrap_or(announcement.number + 1)));
+        }
     }
 
     /// Settles whose the name is after two networks with a machine of this name each became one. The library settles
     /// only what it meets while it asks for a name, so both are announced by now. Both machines judge the same way.
-    fn contested(&mut self, other: &ResolvedService) -> mdns_sd::Result<()> {
-        if !self.announced || self.announcement.host.as_str() < host_label(other) {
-            return Ok(());
+    fn contested(&mut self, other: &ResolvedService) {
+        if self.naming == Naming::Announced && self.announcement.host.as_str() > host_label(other) {
+            note(self.rename(self.announcement.number + 1));
         }
-        self.daemon.unregister(&self.announcement.full_name())?;
-        self.announcement.number += 1;
-        self.announced = false;
-        self.daemon.register(self.announcement.info(&self.interfaces)?)?;
-        self.directory.renamed(self.announcement.name());
-        Ok(())
     }
 
-    /// Announces again when another machine, which yielded our name to us, said goodbye under it.
+    fn rename(&mut self, number: u32) -> mdns_sd::Result<()> {
+        self.daemon.unregister(&self.announcement.full_name())?;
+        self.announcement.number = number;
+        self.directory.renamed(self.announcement.name());
+        self.announce()
+    }
+
+    /// Announces again when a goodbye under our name was heard: one that this machine said for an older announcement of
+    /// it, or one of a machine that has yielded the name.
     fn reclaim(&mut self) -> mdns_sd::Result<()> {
+        if self.naming == Naming::Listening { Ok(()) } else { self.announce() }
+    }
+
+    fn announce(&mut self) -> mdns_sd::Result<()> {
+        self.naming = Naming::Asking;
         self.daemon.register(self.announcement.info(&self.interfaces)?)
     }
 

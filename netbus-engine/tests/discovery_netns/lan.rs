@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
+use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -84,12 +85,12 @@ pub(crate) struct Namespace {
 
 impl Namespace {
     /// Starts discovery in it, with a listener on its port.
-    pub(crate) fn start(&self, display_name: &str, port: u16) -> Machine {
+    pub(crate) fn start(&self, display_name: &str, port: u16) -> Machine<'_> {
         self.play(&format!("{port} {display_name}"))
     }
 
     /// Starts discovery where another program keeps the multicast DNS port for itself.
-    pub(crate) fn start_beside_a_greedy_program(&self) -> Machine {
+    pub(crate) fn start_beside_a_greedy_program(&self) -> Machine<'_> {
         self.play("greedy")
     }
 
@@ -105,7 +106,7 @@ impl Namespace {
 
     /// Waits until a machine without network has found another daemon of its own on loopback, which it does only
     /// after it has noticed that it is alone.
-    pub(crate) fn wait_until_alone(&self, machine: &mut Machine) {
+    pub(crate) fn wait_until_alone(&self, machine: &mut Machine<'_>) {
         let mut neighbour = self.start("neighbour", 9);
         let alone = |found: &Found| found.name == "neighbour" && found.addresses.iter().all(|at| at.ip().is_loopback());
         machine.wait_until(GENEROUS, |seen| matches!(seen, Seen::Found(found) if alone(found)));
@@ -136,14 +137,18 @@ impl Namespace {
         Avahi { namespace: self, address, daemons: command.spawn().unwrap(), _folder: folder }
     }
 
-    fn play(&self, part: &str) -> Machine {
+    fn play(&self, part: &str) -> Machine<'_> {
         let mut command = self.command(std::env::current_exe().unwrap().to_str().unwrap());
         command.args(["--exact", self.test, "--nocapture"]).env(PART, part);
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = mpsc::channel();
+        let process_id = process.id();
         let stdout = BufReader::new(process.stdout.take().unwrap());
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
+                if line.starts_with('#') {
+                    println!("{} {line}", process_id);
+                }
                 if let Some(line) = line.strip_prefix('@')
                     && sender.send(line.to_owned()).is_err()
                 {
@@ -151,7 +156,7 @@ impl Namespace {
                 }
             }
         });
-        Machine { stdin: process.stdin.take().unwrap(), process, lines, seen: Vec::new() }
+        Machine { _namespace: PhantomData, stdin: process.stdin.take().unwrap(), process, lines, seen: Vec::new() }
     }
 
     fn command(&self, program: &str) -> Command {
@@ -191,14 +196,16 @@ pub(crate) struct Found {
 }
 
 /// A running daemon's discovery.
-pub(crate) struct Machine {
+pub(crate) struct Machine<'a> {
+    /// Its namespace must not be taken away while it is still entering it.
+    _namespace: PhantomData<&'a Namespace>,
     process: Child,
     stdin: ChildStdin,
     lines: mpsc::Receiver<String>,
     seen: Vec<Seen>,
 }
 
-impl Machine {
+impl Machine<'_> {
     /// Waits until it has found another one; IPv4 and IPv6 may become known one after the other, so both are awaited.
     pub(crate) fn wait_for(&mut self, name: &str) -> Found {
         let both = |found: &Found| {
@@ -283,7 +290,7 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for Machine<'_> {
     fn drop(&mut self) {
         // It may have ended already, as it should at the end of some tests.
         self.process.kill().ok();
@@ -364,7 +371,7 @@ fn play(part: &str) {
     });
     for order in std::io::stdin().lines().map_while(Result::ok) {
         match order.split_once(' ') {
-            Some(("verify", name)) => runtime.block_on(discovery.verify(name)),
+            Some(("verify", name)) => discovery.verify(name),
             Some(("connect", address)) => {
                 let connected = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(5));
                 tell(&format!("connected\t{}", connected.is_ok()));

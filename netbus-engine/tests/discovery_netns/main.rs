@@ -68,10 +68,10 @@ fn machines_of_one_name_get_two_names() {
 #[test]
 fn machines_of_one_name_get_two_names_when_their_networks_become_one() {
     let Some(lan) = Lan::new("machines_of_one_name_get_two_names_when_their_networks_become_one") else { return };
-    let (a, b) = (lan.plug("a"), lan.plug("b"));
+    let (a, b, c) = (lan.plug("a"), lan.plug("b"), lan.plug("c"));
     b.pull_cable();
     let (mut left, mut right) = (a.start("desk", 1), b.start("desk", 2));
-    let mut observer = lan.plug("c").start("observer", 3);
+    let mut observer = c.start("observer", 3);
     left.wait_for("observer");
     b.wait_until_alone(&mut right);
 
@@ -125,8 +125,10 @@ fn two_daemons_of_one_machine_find_each_other() {
 #[test]
 fn a_taken_port_is_an_error_that_names_the_way_out() {
     let Some(lan) = Lan::new("a_taken_port_is_an_error_that_names_the_way_out") else { return };
-    let mut refused = lan.plug("a").start_beside_a_greedy_program();
-    refused.wait_until(lan::GENEROUS, |seen| matches!(seen, Seen::Failed(text) if text.contains("--peer")));
+    let machine = lan.plug("a");
+    let mut refused = machine.start_beside_a_greedy_program();
+    refused
+        .wait_until(lan::GENEROUS, |seen| matches!(seen, Seen::Failed(text) if text.contains("netbus pair HOST:PORT")));
 }
 
 #[test]
