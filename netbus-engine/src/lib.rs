@@ -4,6 +4,7 @@
 //! and none reaches a device by a lapsed right, whatever happens to links, daemons and backends in between.
 //!
 //! Rooms:
+//! - [`session`]: links to other machines, up to messages of open channels.
 //! - [`identity`]: this machine's key, whom it trusts, and how machines come to trust each other.
 //! - [`discovery`]: who is on the network.
 //! - [`config`]: what is kept on disk, and where.
@@ -11,3 +12,4 @@
 pub mod config;
 pub mod discovery;
 pub mod identity;
+pub mod session;

@@ -82,7 +82,7 @@ async fn dial_one(address: SocketAddr, connector: TlsConnector) -> Result<Dialed
     let stream = tokio::time::timeout(HANDSHAKE_TIME, connector.connect(name, stream))
         .await
         .map_err(|_| unreachable(std::io::Error::new(std::io::ErrorKind::TimedOut, "The handshake took too long")))?
-        .map_err(|error| DialError::Handshake { address, source: tls::explain(&error) })?;
+        .map_err(|error| DialError::Handshake { address, source: tls::explain(error) })?;
     match (tls::peer_fingerprint(stream.get_ref().1), tls::exporter(stream.get_ref().1)) {
         (Some(peer), Some(exporter)) => Ok(Dialed { stream, peer, exporter, address }),
         (None, _) | (_, None) => Err(unreachable(std::io::Error::other("The other side has no key"))),

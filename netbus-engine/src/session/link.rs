@@ -7,9 +7,6 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The default port.
-pub const PORT: u16 = 6287;
-
 /// How long one address has to answer.
 pub const DIAL_TIME: Duration = Duration::from_secs(4);
 
@@ -69,11 +66,11 @@ fn bind(socket: &Socket, address: SocketAddr) -> io::Result<()> {
 pub fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(1))
-        .with_interval(Duration::from_secs(1))
-        .with_retries(3);
-    socket.set_tcp_keepalive(&keepalive)?;
+    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(1)).with_interval(Duration::from_secs(1));
+    // Older Windows has a fixed number of probes, ten, and refuses to be told one: a dead peer is noticed later there.
+    if socket.set_tcp_keepalive(&keepalive.clone().with_retries(3)).is_err() {
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(ACKNOWLEDGE_TIME))?;
     #[cfg(not(target_os = "linux"))]
