@@ -4,12 +4,20 @@
 //! and none reaches a device by a lapsed right, whatever happens to links, daemons and backends in between.
 //!
 //! Rooms:
+//! - [`class`]: all that knows what a device's bytes mean, one folder a class.
+//! - [`backend`]: what does the I/O: a local device or a peer that has it.
+//! - [`frontend`]: what applications see, and the queue they put requests into.
+//! - [`channel`]: the attachment that joins the two.
 //! - [`session`]: links to other machines, up to messages of open channels.
 //! - [`identity`]: this machine's key, whom it trusts, and how machines come to trust each other.
 //! - [`discovery`]: who is on the network.
 //! - [`config`]: what is kept on disk, and where.
 
+pub mod backend;
+pub mod channel;
+pub mod class;
 pub mod config;
 pub mod discovery;
+pub mod frontend;
 pub mod identity;
 pub mod session;

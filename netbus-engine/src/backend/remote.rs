@@ -33,12 +33,7 @@ pub struct Remote {
 impl Remote {
     /// The channel that a grant opened.
     #[must_use]
-    pub fn new(
-        class: Arc<dyn DeviceClass>,
-        channel: ChannelNumber,
-        epoch: Epoch,
-        frames: FrameSender,
-    ) -> Self {
+    pub fn new(class: Arc<dyn DeviceClass>, channel: ChannelNumber, epoch: Epoch, frames: FrameSender) -> Self {
         let unanswered = Mutex::new(Some(HashMap::new()));
         Self { class, channel, epoch, frames, unanswered, own: AtomicU64::new(OWN_TAGS) }
     }

@@ -266,7 +266,7 @@ impl Task {
         self.settle();
     }
 
-    async fn select(&self, queue: &mut mpsc::UnboundedReceiver<Message>) -> Action {
+    async fn select(&mut self, queue: &mut mpsc::UnboundedReceiver<Message>) -> Action {
         let due = self.machine.poll_timeout();
         let timer = async {
             match due {

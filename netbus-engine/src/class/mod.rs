@@ -6,7 +6,8 @@
 pub mod block;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +54,11 @@ pub trait DeviceClass: Send + Sync + 'static {
     /// [`OpenError`], as `open` would give it now.
     fn locate(&self, identity: &Identity) -> Result<Bytes, OpenError>;
 
+    /// What the content of a device looks like now, so that a later look tells whether somebody here has changed it
+    /// while no lease held it; `None` when that cannot be told. Called while nobody uses the device. Blocking, but only
+    /// for as long as a look at the system takes.
+    fn stamp(&self, identity: &Identity) -> Option<Stamp>;
+
     /// The size in bytes that a device description tells, for a class that has sizes.
     fn size(&self, device: &Bytes) -> Option<u64>;
 
@@ -85,6 +91,13 @@ pub trait DeviceClass: Send + Sync + 'static {
         presentation: Presentation,
         queue: Queue,
     ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>>;
+
+    /// Takes away what frontends of a killed daemon left in the folder for nodes. Called once when a daemon starts, before
+    /// it presents anything. Blocking.
+    ///
+    /// # Errors
+    /// The system's, for the first thing that would not go.
+    fn clean_stale(&self, runtime_dir: &Path) -> io::Result<()>;
 
     /// A few words on a device description for people: `4.0 GiB, 512-byte blocks`.
     fn describe(&self, device: &Bytes) -> String;
@@ -139,6 +152,23 @@ pub struct Identity {
     pub last_path: PathBuf,
 }
 
+/// What the content of a device looked like at a moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Stamps of different eras, such as boots, cannot be compared.
+    pub era: String,
+    /// Within an era, it is another one after every change of the content.
+    pub mark: String,
+}
+
+impl Stamp {
+    /// Whether the content has been changed between this look and a later one.
+    #[must_use]
+    pub fn differs(&self, later: &Self) -> bool {
+        self.era == later.era && self.mark != later.mark
+    }
+}
+
 /// A device that a user named, found fit to be published.
 #[derive(Clone, Debug)]
 pub struct Identified {
@@ -187,7 +217,7 @@ pub enum OpenError {
         context: String,
         /// The system's reason.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -204,7 +234,7 @@ pub enum PresentError {
         context: String,
         /// The system's reason.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 

@@ -1,5 +1,7 @@
 //! What applications see of a device, and the queue they put their requests into.
 
+pub mod export;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 

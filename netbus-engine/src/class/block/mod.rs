@@ -1,10 +1,17 @@
 //! Block devices: disks, partitions and image files.
 //!
 //! - `scan` (per system): what is here, and what uses it.
+//! - `identity`: what a published device is known by, and its claim.
 //! - `local`: the host's backend on a file or a block device.
 //! - `frontend`: what the subscriber's applications see: a FUSE file, or an NBD socket.
 
 pub mod frontend;
+mod identity;
+mod local;
+mod scan;
+
+use std::io;
+use std::path::Path;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -12,8 +19,13 @@ use netbus_proto::class::block::{ARGS_LEN, BlockRequest, CODE, Geometry};
 use netbus_proto::ids::ClassCode;
 use netbus_proto::request::{DeviceError, ErrorKind, Request, Shape};
 
-use super::{ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError};
+use super::{
+    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
+};
 use crate::frontend::{Frontend, Presentation, Queue};
+
+/// Its name in commands and stored identities.
+const NAME: &str = "block";
 
 /// The block class.
 #[derive(Default)]
@@ -33,7 +45,7 @@ impl DeviceClass for BlockClass {
     }
 
     fn name(&self) -> &'static str {
-        "block"
+        NAME
     }
 
     fn policy(&self) -> ClassPolicy {
@@ -41,15 +53,27 @@ impl DeviceClass for BlockClass {
     }
 
     fn scan(&self) -> Vec<LocalDevice> {
-        Vec::new()
+        scan::scan()
     }
 
-    fn identify(&self, device: &str, _read_only: bool) -> Result<Identified, OpenError> {
-        Err(OpenError::Absent(format!("There is no {device} here")))
+    fn identify(&self, device: &str, read_only: bool) -> Result<Identified, OpenError> {
+        identity::identify(device, read_only)
     }
 
-    fn open(&self, identity: &Identity, _read_only: bool) -> Result<OpenedDevice, OpenError> {
-        Err(OpenError::Absent(format!("There is no {} here", identity.last_path.display())))
+    fn open(&self, identity: &Identity, read_only: bool) -> Result<OpenedDevice, OpenError> {
+        identity::open(identity, read_only)
+    }
+
+    fn locate(&self, identity: &Identity) -> Result<Bytes, OpenError> {
+        identity::locate(identity)
+    }
+
+    fn stamp(&self, identity: &Identity) -> Option<Stamp> {
+        identity::stamp(identity)
+    }
+
+    fn size(&self, device: &Bytes) -> Option<u64> {
+        geometry(device).ok().map(|geometry| geometry.size)
     }
 
     fn args_len(&self, op: u8) -> Option<usize> {
@@ -87,7 +111,7 @@ impl DeviceClass for BlockClass {
     }
 
     fn presentations(&self) -> &'static [&'static str] {
-        &["file", "nbd"]
+        &["file"]
     }
 
     fn present<'a>(
@@ -104,9 +128,15 @@ impl DeviceClass for BlockClass {
         })
     }
 
+    fn clean_stale(&self, runtime_dir: &Path) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        frontend::file::clean_stale(runtime_dir)?;
+        Ok(())
+    }
+
     fn describe(&self, device: &Bytes) -> String {
         match geometry(device) {
-            Ok(geometry) => format!("{} bytes, {}-byte blocks", geometry.size, geometry.block_size),
+            Ok(geometry) => format!("{}, {}-byte blocks", human_size(geometry.size), geometry.block_size),
             Err(error) => error.text,
         }
     }
@@ -114,10 +144,7 @@ impl DeviceClass for BlockClass {
 
 #[cfg(target_os = "linux")]
 async fn present_file(presentation: Presentation, queue: Queue) -> Result<Box<dyn Frontend>, PresentError> {
-    let geometry = geometry(&presentation.device).map_err(|error| PresentError::System {
-        context: "The disk cannot be presented".to_owned(),
-        source: std::io::Error::other(error),
-    })?;
+    let geometry = presented_geometry(&presentation)?;
     let frontend = frontend::file::FileFrontend::present(presentation, geometry, queue).await?;
     Ok(Box::new(frontend))
 }
@@ -128,7 +155,46 @@ async fn present_file(_presentation: Presentation, _queue: Queue) -> Result<Box<
     Err(PresentError::Unavailable(text.to_owned()))
 }
 
+fn presented_geometry(presentation: &Presentation) -> Result<Geometry, PresentError> {
+    geometry(&presentation.device).map_err(|error| PresentError::System {
+        context: "The disk cannot be presented".to_owned(),
+        source: io::Error::other(error),
+    })
+}
+
 /// Reads a description that an offer or a grant carried.
 fn geometry(device: &Bytes) -> Result<Geometry, DeviceError> {
     minicbor::decode(device).map_err(|_| DeviceError::new(ErrorKind::Invalid, "The device description is malformed"))
+}
+
+/// A size for people, in the unit that keeps it below 1024: `4.0 GiB`.
+fn human_size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    let (mut tenths, mut unit) = (u128::from(bytes) * 10 / 1024, 0);
+    while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_described_in_units_that_people_read() {
+        let describe = |size, block_size| {
+            let device = minicbor::to_vec(Geometry { size, block_size }).expect("memory takes all").into();
+            BlockClass::new().describe(&device)
+        };
+        assert_eq!(describe(512, 512), "512 bytes, 512-byte blocks");
+        assert_eq!(describe(4 << 30, 512), "4.0 GiB, 512-byte blocks");
+        assert_eq!(describe((1 << 30) - 4096, 4096), "1023.9 MiB, 4096-byte blocks");
+        assert_eq!(describe(3 << 39, 4096), "1.5 TiB, 4096-byte blocks");
+        assert_eq!(describe(u64::MAX - 511, 512), "15.9 EiB, 512-byte blocks");
+    }
 }

@@ -168,7 +168,29 @@ fn index(distance: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use futures::future::BoxFuture;
+    use netbus_proto::request::Request;
+
     use super::*;
+    use crate::frontend::{Accept, Answer};
+
+    #[tokio::test]
+    async fn concurrent_changes_within_one_block_all_survive() {
+        let disk = Disk::new(Queue::new(Arc::new(Later::default())), Geometry { size: 8192, block_size: 4096 });
+        let writes = (0..80).map(|number: u8| {
+            let data = Bytes::from(vec![number + 1; 100]);
+            disk.write(u64::from(number) * 100, data, false)
+        });
+        let (written, zeroed) = futures::future::join(join_all(writes), disk.zero(8100..8192, false)).await;
+        assert!(written.iter().all(Result::is_ok) && zeroed.is_ok());
+        let content = disk.read(0..8192).await.expect("the disk reads");
+        for (number, part) in (1..=80).zip(content.chunks(100)) {
+            assert_eq!(part, [number; 100], "part {number}");
+        }
+        assert_eq!(content[8000..], [[0xff; 100].as_slice(), &[0; 92]].concat());
+    }
 
     #[test]
     fn pieces_cover_a_range_without_gap_or_overlap() {
@@ -177,5 +199,41 @@ mod tests {
         assert_eq!(pieces(5..26, 10).collect::<Vec<_>>(), [(5, 10), (15, 10), (25, 1)]);
         let far = u64::from(MAX_ZEROES) * 3;
         assert_eq!(pieces(0..far, MAX_ZEROES).map(|(_, length)| u64::from(length)).sum::<u64>(), far);
+    }
+    /// A disk of two blocks, all bits set, whose answers come a turn later.
+    struct Later(Arc<Mutex<Vec<u8>>>);
+
+    impl Default for Later {
+        fn default() -> Self {
+            Self(Arc::new(Mutex::new(vec![0xff; 8192])))
+        }
+    }
+
+    impl Accept for Later {
+        fn accept(&self, request: Request, answer: Answer) -> BoxFuture<'_, ()> {
+            let content = Arc::clone(&self.0);
+            tokio::spawn(async move {
+                tokio::task::yield_now().await;
+                answer(execute(&mut content.lock().expect("no test panics with it"), &request));
+            });
+            Box::pin(async {})
+        }
+
+        fn accept_blocking(&self, _request: Request, _answer: Answer) {
+            panic!("The disk has tasks only");
+        }
+    }
+
+    fn execute(content: &mut [u8], request: &Request) -> Result<Bytes, DeviceError> {
+        let request = BlockRequest::parse(request)?;
+        let extent = request.shape().extent.unwrap_or(0..0);
+        let part = &mut content[index(extent.start)..index(extent.end)];
+        match request {
+            BlockRequest::Read { .. } => return Ok(Bytes::copy_from_slice(part)),
+            BlockRequest::Write { data, .. } => part.copy_from_slice(&data),
+            BlockRequest::WriteZeroes { .. } => part.fill(0),
+            BlockRequest::Flush | BlockRequest::Discard { .. } => panic!("The test asks for no such thing"),
+        }
+        Ok(Bytes::new())
     }
 }

@@ -55,11 +55,22 @@ impl FileFrontend {
     /// [`PresentError::Unavailable`] without FUSE or, for an ordinary user, without `fusermount3`;
     /// [`PresentError::System`] when the system refuses or the channel is presented already.
     pub async fn present(presentation: Presentation, geometry: Geometry, queue: Queue) -> Result<Self, PresentError> {
-        let (ended, ended_receiver) = watch::channel(false);
-        let node = Node::new(queue, geometry, presentation.read_only, Handle::current(), ended_receiver);
-        let mounted = tokio::task::spawn_blocking(move || mount_node(&presentation, node))
+        let runtime = Handle::current();
+        // What is mounted after the caller has given up is dropped with the task's result, and so unmounted.
+        tokio::task::spawn_blocking(move || Self::mount(&presentation, geometry, queue, runtime))
             .await
-            .map_err(|error| mount::refused("The file could not be mounted".to_owned(), io::Error::other(error)))??;
+            .map_err(|error| mount::refused("The file could not be mounted".to_owned(), io::Error::other(error)))?
+    }
+
+    fn mount(
+        presentation: &Presentation,
+        geometry: Geometry,
+        queue: Queue,
+        runtime: Handle,
+    ) -> Result<Self, PresentError> {
+        let (ended, ended_receiver) = watch::channel(false);
+        let node = Node::new(queue, geometry, presentation.read_only, runtime, ended_receiver);
+        let mounted = mount_node(presentation, node)?;
         Ok(Self { path: mounted.path.clone(), mounted: Some(mounted), ended })
     }
 }
@@ -113,7 +124,8 @@ pub fn clean_stale(runtime_dir: &Path) -> io::Result<()> {
     let mut result = Ok(());
     let stale = mountinfo::mounted_files()?.into_iter().rev().filter(|mounted| mounted.path.starts_with(&runtime_dir));
     for mounted in stale {
-        tracing::info!(path = %mounted.path.display(), "Unmounting a file that an earlier daemon left");
+        tracing::info!("Taking away a file that an earlier daemon left; programs that still use it get errors");
+        tracing::debug!(path = %mounted.path.display(), "It is this one");
         let detached = mount::detach(&mounted);
         result = result.and(detached);
     }

@@ -15,8 +15,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
-use fuser::{BackgroundSession, Config, Session, SessionACL};
+use fuser::{Config, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
@@ -65,7 +66,7 @@ pub(super) fn mount(path: &Path, read_only: bool) -> Result<OwnedFd, PresentErro
 }
 
 /// Serves the file system behind `device` with `node`, from threads of its own, until it is unmounted.
-pub(super) fn serve(node: Node, device: OwnedFd) -> io::Result<BackgroundSession> {
+pub(super) fn serve(node: Node, device: OwnedFd) -> io::Result<()> {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     // A descriptor for each thread saves them a lock, but only who may open the device can have more than the one
@@ -73,7 +74,13 @@ pub(super) fn serve(node: Node, device: OwnedFd) -> io::Result<BackgroundSession
     config.clone_fd = open_device().is_ok();
     // The kernel keeps everybody but the mounting user out, since `allow_other` is not set. fuser must not check again:
     // a loop device works on behalf of root, whoever set it up, and fuser would refuse it holes and zeroes.
-    Session::from_fd(node, device, SessionACL::All, config)?.spawn()
+    let session = Session::from_fd(node, device, SessionACL::All, config)?;
+    thread::Builder::new().name("netbus-fuse".to_owned()).spawn(move || {
+        if let Err(error) = session.run() {
+            tracing::error!(%error, "A file is not served any more; programs that use it get errors");
+        }
+    })?;
+    Ok(())
 }
 
 /// Takes the file away if nobody uses it.
@@ -170,9 +177,18 @@ fn mount_by_fusermount(path: &Path, read_only: bool) -> Result<OwnedFd, PresentE
     let _status = child.wait();
     match received {
         Ok(Some(device)) => Ok(device),
-        Ok(None) if !Path::new(FUSE_DEVICE).exists() => Err(no_fuse()),
-        Ok(None) => Err(refused(context(), io::Error::other(text.trim().to_owned()))),
+        Ok(None) => Err(fusermount_failed(context(), text.trim())),
         Err(error) => Err(refused(context(), error)),
+    }
+}
+
+fn fusermount_failed(context: String, text: &str) -> PresentError {
+    match open_device() {
+        Err(error) if is_missing(&error) => no_fuse(),
+        // fusermount3 opens it with its caller's rights.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => no_access(),
+        // A container may have the device and still lack the right to mount.
+        _ => refused(format!("{context}; `--as nbd` works without"), io::Error::other(text.to_owned())),
     }
 }
 
@@ -237,6 +253,12 @@ fn is_missing(error: &io::Error) -> bool {
 fn no_fuse() -> PresentError {
     let text = "This system has no FUSE, which a file needs: load the kernel module `fuse` (package fuse3), or subscribe \
                 with `--as nbd`, which works without";
+    PresentError::Unavailable(text.to_owned())
+}
+
+fn no_access() -> PresentError {
+    let text = "You may not open /dev/fuse, which a file needs: have its mode set to 0666 as the package fuse3 does, or \
+                subscribe with `--as nbd`, which works without";
     PresentError::Unavailable(text.to_owned())
 }
 

@@ -219,21 +219,27 @@ impl Filesystem for Node {
         if self.read_only {
             return reply.error(Errno::EROFS);
         }
-        // As on a block device: what fits is written, and a write that starts at the end finds no space.
+        // As on a block device, what fits is written. The error for the rest is told at once, since the kernel takes a
+        // short count for a broken server (EIO).
         let room = usize::try_from(self.disk.size().saturating_sub(offset)).unwrap_or(usize::MAX);
-        let data = &data[..data.len().min(room)];
+        let asked = data.len();
+        let data = &data[..asked.min(room)];
         if data.is_empty() {
             return reply.error(Errno::ENOSPC);
         }
         self.touch();
         // The kernel sets DSYNC for O_DSYNC and O_SYNC, and for RWF_DSYNC of a single write.
         let fua = OFlags::from_bits_retain(flags.0.cast_unsigned()).contains(OFlags::DSYNC);
+        let result = if data.len() == asked {
+            Ok(u32::try_from(asked).expect("the kernel's requests are at most MAX_IO long"))
+        } else {
+            Err(Errno::ENOSPC)
+        };
         let data = Bytes::copy_from_slice(data);
-        let written = u32::try_from(data.len()).expect("the kernel's requests are at most MAX_IO long");
         let disk = Arc::clone(&self.disk);
         let work = async move { disk.write(offset, data, fua).await };
-        self.answer("write", work, move |result| match result {
-            Ok(()) => reply.written(written),
+        self.answer("write", work, move |written| match written.and(result) {
+            Ok(length) => reply.written(length),
             Err(errno) => reply.error(errno),
         });
     }

@@ -1,0 +1,260 @@
+//! Image files: known by inode and birth time, claimed by a lock on the file.
+//!
+//! An image is found where it was and, after a rename, elsewhere in its folder. In another folder it is absent until it
+//! is back or published anew; so is a copy, and a file restored from a backup. It may grow between two leases.
+
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use bytes::Bytes;
+use netbus_proto::class::block::Geometry;
+
+use super::slug::slug;
+use super::{Facts, Failures, encode, in_use, start, system};
+use crate::class::block::NAME;
+use crate::class::block::local::Description;
+use crate::class::{Identified, Identity, OpenError, OpenedDevice, Stamp};
+
+/// The value of the fact `kind` of an image file.
+pub(super) const KIND: &str = "file";
+
+/// The block size of every image file.
+const BLOCK_SIZE: u32 = 512;
+
+/// What only the system knows of the file system that a file is in.
+pub(super) struct FileSystem {
+    /// An id of it that outlasts a reboot, where it has one.
+    pub(super) id: Option<String>,
+    /// Whether a file keeps its inode number when the file system is mounted again.
+    pub(super) keeps_inodes: bool,
+}
+
+/// The identity of the image file at `path`, which is canonical.
+pub(super) fn identify(path: PathBuf, read_only: bool) -> Result<Identified, OpenError> {
+    refuse_users(&path, read_only)?;
+    let (file, writable) = match open_file(&path, read_only) {
+        // What lies on a read-only file system can only be read, whoever asks.
+        Err(OpenError::System { source, .. }) if source.kind() == ErrorKind::ReadOnlyFilesystem => {
+            (open_file(&path, true)?, false)
+        }
+        opened => (opened?, !read_only),
+    };
+    let metadata = metadata(&file, &path)?;
+    let geometry = geometry(&path, metadata.len())?;
+    let facts = facts(&metadata, &system::file_system(&file));
+    if !facts.contains_key("inode") && !facts.contains_key("born") {
+        return Err(OpenError::Unfit(format!(
+            "The file system of {} gives files neither lasting numbers nor birth times, so it could not be told from another file later; move it to another file system",
+            path.display()
+        )));
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    Ok(Identified {
+        suggested_name: slug(&stem, "image"),
+        identity: Identity { class: NAME.to_owned(), facts, last_path: path },
+        device: encode(geometry),
+        read_only: !writable,
+        removable: false,
+    })
+}
+
+/// Finds an image file again, locks it and opens it.
+pub(super) fn open(identity: &Identity, read_only: bool) -> Result<OpenedDevice, OpenError> {
+    let (path, file, _) = find_open(identity, read_only)?;
+    claim(&file, &path, read_only)?;
+    refuse_users(&path, read_only)?;
+    // Read once it is locked: until then the one who had it may have changed its size.
+    let metadata = metadata(&file, &path)?;
+    let geometry = geometry(&path, metadata.len())?;
+    let life = life(&metadata, &identity.facts);
+    let failures = Failures::of(&life);
+    let instance = failures.instance(&life, "");
+    let description = Description {
+        file,
+        label: path.display().to_string(),
+        geometry,
+        read_only,
+        write_through: false,
+        failures,
+        is_there: None,
+        claims: Vec::new(),
+    };
+    start(path, description, instance)
+}
+
+/// Describes the image file of an identity as it is now.
+pub(super) fn locate(identity: &Identity) -> Result<Bytes, OpenError> {
+    let (path, _file, metadata) = find_open(identity, true)?;
+    let geometry = geometry(&path, metadata.len())?;
+    refuse_users(&path, true)?;
+    Ok(encode(geometry))
+}
+
+/// When the file was written last. Files keep that across reboots.
+pub(super) fn stamp(identity: &Identity) -> Option<Stamp> {
+    let metadata = fs::metadata(find(identity).ok()?).ok()?;
+    let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(Stamp { era: String::new(), mark: format!("{} bytes, {} ns", metadata.len(), modified.as_nanos()) })
+}
+
+/// Locks a file for its lease: alone for a writer, together with other readers for a reader.
+pub(super) fn claim(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
+    let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+    locked.map_err(|error| match error {
+        TryLockError::WouldBlock => in_use(
+            path,
+            "another publication or program has locked it",
+            "end that first (`netbus status` lists what is published)",
+        ),
+        TryLockError::Error(source) => {
+            OpenError::System { context: format!("Locking {} failed", path.display()), source }
+        }
+    })
+}
+
+/// Finds the file and opens it, so that what was found and what is opened are one.
+fn find_open(identity: &Identity, read_only: bool) -> Result<(PathBuf, File, Metadata), OpenError> {
+    let path = find(identity)?;
+    let file = open_file(&path, read_only)?;
+    let metadata = metadata(&file, &path)?;
+    if facts(&metadata, &system::file_system(&file)) != identity.facts {
+        return Err(another(&path));
+    }
+    Ok((path, file, metadata))
+}
+
+/// Where the file is now: where it was, or elsewhere in its folder.
+fn find(identity: &Identity) -> Result<PathBuf, OpenError> {
+    let last = &identity.last_path;
+    let there = fs::metadata(last);
+    if there.as_ref().is_ok_and(|metadata| resembles(metadata, &identity.facts)) {
+        return Ok(last.clone());
+    }
+    let folder = last.parent().unwrap_or(Path::new("."));
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    // `DirEntry::metadata` does not follow links: a link is no place that the file has moved to.
+    let mut moved = entries.filter(|entry| entry.metadata().is_ok_and(|found| resembles(&found, &identity.facts)));
+    if let Some(entry) = moved.next() {
+        tracing::debug!(from = %last.display(), to = %entry.path().display(), "An image file has moved");
+        return Ok(entry.path());
+    }
+    match there {
+        Ok(_) => Err(another(last)),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Err(super::not_found(&last.to_string_lossy(), error))
+        }
+        Err(_) => Err(OpenError::Absent(format!(
+            "{} is not there now, nor is it under another name in its folder",
+            last.display()
+        ))),
+    }
+}
+
+/// Whether a file can be the one of `facts`, by what is known without opening it.
+fn resembles(metadata: &Metadata, facts: &Facts) -> bool {
+    let same = |name: &str, value: Option<String>| match facts.get(name) {
+        Some(stored) => Some(stored) == value.as_ref(),
+        None => true,
+    };
+    metadata.is_file()
+        && same("inode", system::inode(metadata))
+        && same("born", born(metadata))
+        && same("size", Some(metadata.len().to_string()))
+}
+
+/// What the file is known by. Its size is a fact only where the others are weak, so that an image may grow.
+fn facts(metadata: &Metadata, file_system: &FileSystem) -> Facts {
+    let inode = system::inode(metadata).filter(|_| file_system.keeps_inodes);
+    let born = born(metadata);
+    let size = (inode.is_none() || born.is_none()).then(|| metadata.len().to_string());
+    let facts = [
+        (super::KIND, Some(KIND.to_owned())),
+        ("filesystem", file_system.id.clone()),
+        ("inode", inode),
+        ("born", born),
+        ("size", size),
+    ];
+    facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
+/// The file's facts as they appear in those of a loop device on it.
+#[cfg(target_os = "linux")]
+pub(super) fn facts_at(path: &Path) -> Option<Facts> {
+    let file = open_file(path, true).ok()?;
+    let facts = facts(&file.metadata().ok()?, &system::file_system(&file));
+    (facts.contains_key("inode") || facts.contains_key("born")).then_some(facts)
+}
+
+/// Opens without following what is no regular file, which could block (a fifo) or act (a device).
+pub(super) fn open_file(path: &Path, read_only: bool) -> Result<File, OpenError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(!read_only);
+    system::do_not_block(&mut options);
+    let file = options.open(path).map_err(|error| refused(path, read_only, error))?;
+    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    if is_file { Ok(file) } else { Err(another(path)) }
+}
+
+#[allow(clippy::wildcard_enum_match_arm, reason = "the system's kinds are open-ended")]
+fn refused(path: &Path, read_only: bool, error: std::io::Error) -> OpenError {
+    let shown = path.display();
+    match error.kind() {
+        ErrorKind::NotFound => OpenError::Absent(format!("{shown} is not there now")),
+        ErrorKind::PermissionDenied if read_only || open_file(path, true).is_err() => OpenError::Unfit(format!(
+            "{shown} may not be read by this user: change its permissions, or run Netbus as root or as the file's owner"
+        )),
+        ErrorKind::PermissionDenied => OpenError::Unfit(format!(
+            "{shown} may only be read by this user: publish it with --read-only, or change its permissions"
+        )),
+        _ => OpenError::System { context: format!("Opening {shown} failed"), source: error },
+    }
+}
+
+fn refuse_users(path: &Path, read_only: bool) -> Result<(), OpenError> {
+    match system::user_of_file(path, read_only) {
+        Some(how) => Err(in_use(path, &how, "end that first")),
+        None => Ok(()),
+    }
+}
+
+fn geometry(path: &Path, size: u64) -> Result<Geometry, OpenError> {
+    let shown = path.display();
+    if size == 0 {
+        return Err(OpenError::Unfit(format!(
+            "{shown} is empty: give it the size of the disk that it shall be, as in `truncate -s 4G {shown}`"
+        )));
+    }
+    let block = u64::from(BLOCK_SIZE);
+    if !size.is_multiple_of(block) {
+        return Err(OpenError::Unfit(format!(
+            "{shown} has {size} bytes, which is no multiple of {block}: extend it with `truncate -s {} {shown}`",
+            size.next_multiple_of(block)
+        )));
+    }
+    Ok(Geometry { size, block_size: BLOCK_SIZE })
+}
+
+/// This life of the file. The device number is part of it, though not of the identity: it is the same until a reboot.
+fn life(metadata: &Metadata, facts: &Facts) -> String {
+    format!("file {} {} {facts:?}", system::boot(), system::device_number(metadata))
+}
+
+/// Nanoseconds from 1970 to the file's birth, where the file system keeps that.
+fn born(metadata: &Metadata) -> Option<String> {
+    let since = metadata.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    (!since.is_zero()).then(|| since.as_nanos().to_string())
+}
+
+fn metadata(file: &File, path: &Path) -> Result<Metadata, OpenError> {
+    file.metadata()
+        .map_err(|source| OpenError::System { context: format!("Looking at {} failed", path.display()), source })
+}
+
+fn another(path: &Path) -> OpenError {
+    OpenError::Absent(format!(
+        "{} is another file now than the one that was published, and that one is not in its folder; put it back, or publish this one",
+        path.display()
+    ))
+}

@@ -1,0 +1,269 @@
+//! Disks, partitions and what is built of them: found by their facts, claimed with `O_EXCL`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use netbus_proto::class::block::Geometry;
+use rustix::fs::{Access, AtFlags, CWD, OFlags, accessat, ioctl_blksszget};
+use rustix::io::Errno;
+
+use super::super::slug::slug;
+use super::super::{Facts, Failures, encode, file, in_use, start};
+use super::facts::{facts, is_known_by};
+use crate::class::block::NAME;
+use crate::class::block::local::Description;
+use crate::class::block::scan::linux::{Disk, Kind, Snapshot, System, attribute};
+use crate::class::{Identified, Identity, OpenError, OpenedDevice, Stamp};
+
+/// The identity of a device, found fit to be published.
+pub(super) fn identify(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<Identified, OpenError> {
+    let geometry = geometry(&disk.path, disk.size, disk.block_size)?;
+    refuse_users(snapshot, disk, read_only)?;
+    let read_only = read_only || disk.read_only;
+    refuse_strangers(disk, read_only)?;
+    let facts = facts(snapshot, disk).ok_or_else(|| nameless(disk))?;
+    refuse_twins(snapshot, disk, &facts)?;
+    Ok(Identified {
+        suggested_name: slug(&snapshot.model(disk), "disk"),
+        identity: Identity { class: NAME.to_owned(), facts, last_path: disk.path.clone() },
+        device: encode(geometry),
+        read_only,
+        removable: disk.removable,
+    })
+}
+
+/// Describes the device of an identity as it is now.
+pub(in super::super) fn locate_disk(identity: &Identity) -> Result<Bytes, OpenError> {
+    let snapshot = Snapshot::take(&System::live());
+    let disk = find(&snapshot, identity)?;
+    let geometry = geometry(&disk.path, disk.size, disk.block_size)?;
+    refuse_users(&snapshot, disk, true)?;
+    refuse_strangers(disk, true)?;
+    Ok(encode(geometry))
+}
+
+/// How much was ever written to the device. The kernel counts from the boot or the plugging in, so that a disk that was
+/// written elsewhere meanwhile is not found out by this.
+pub(in super::super) fn stamp_disk(identity: &Identity) -> Option<Stamp> {
+    let snapshot = Snapshot::take(&System::live());
+    let disk = find(&snapshot, identity).ok()?;
+    let statistics = attribute(&disk.folder, "stat")?;
+    let field = |number: usize| statistics.split_ascii_whitespace().nth(number);
+    // Kernel documentation, block/stat.rst: sectors written, and sectors discarded since Linux 4.18.
+    let mark = format!("{} written, {} discarded", field(6)?, field(13).unwrap_or("0"));
+    let sequence = disk.sequence.as_deref().unwrap_or_default();
+    Some(Stamp { era: format!("{} {sequence}", super::boot()), mark })
+}
+
+/// Finds a device again, claims it and opens it.
+pub(in super::super) fn open_disk(identity: &Identity, read_only: bool) -> Result<OpenedDevice, OpenError> {
+    let snapshot = Snapshot::take(&System::live());
+    let disk = find(&snapshot, identity)?;
+    if disk.read_only && !read_only {
+        return Err(OpenError::Unfit(format!(
+            "{} is write-protected: publish it with --read-only, or take the protection away",
+            disk.path.display()
+        )));
+    }
+    refuse_users(&snapshot, disk, read_only)?;
+    let claims = claim_below(&snapshot, disk, read_only)?;
+    let mut node = claim(&snapshot, disk, read_only)?;
+    refuse_exchanged(disk, &node)?;
+    let geometry = read_geometry(disk, &mut node)?;
+    let (life, part) = life(snapshot.whole(disk), disk, &identity.facts);
+    let failures = Failures::of(&life);
+    let instance = failures.instance(&life, &part);
+    let presence = Presence::of(disk);
+    let description = Description {
+        file: node,
+        label: disk.path.display().to_string(),
+        geometry,
+        read_only,
+        write_through: disk.removable,
+        failures,
+        is_there: Some(Box::new(move || presence.is_there())),
+        claims,
+    };
+    start(disk.path.clone(), description, instance)
+}
+
+/// A device as it was when it was looked at; another one that comes into its place is not it.
+struct Presence {
+    folder: PathBuf,
+    number: String,
+    sequence: Option<String>,
+}
+
+impl Presence {
+    fn of(disk: &Disk) -> Self {
+        Self { folder: disk.folder.clone(), number: disk.number.clone(), sequence: disk.sequence.clone() }
+    }
+
+    fn is_there(&self) -> bool {
+        // The counter belongs to the whole disk, whose folder is that of the partition's folder.
+        let sequence = attribute(&self.folder, "diskseq")
+            .or_else(|| self.folder.parent().and_then(|whole| attribute(whole, "diskseq")));
+        attribute(&self.folder, "dev").as_ref() == Some(&self.number) && sequence == self.sequence
+    }
+}
+
+fn find<'a>(snapshot: &'a Snapshot, identity: &Identity) -> Result<&'a Disk, OpenError> {
+    let mut matching = snapshot.iter().filter(|disk| is_known_by(snapshot, disk, &identity.facts));
+    let Some(disk) = matching.next() else {
+        return Err(OpenError::Absent(format!(
+            "The disk that was {} is not here now; plug it in",
+            identity.last_path.display()
+        )));
+    };
+    match matching.next() {
+        None => Ok(disk),
+        Some(twin) => Err(twins(disk, twin)),
+    }
+}
+
+fn refuse_twins(snapshot: &Snapshot, disk: &Disk, facts: &Facts) -> Result<(), OpenError> {
+    let mut others = snapshot.iter().filter(|other| other.name != disk.name && is_known_by(snapshot, other, facts));
+    others.next().map_or(Ok(()), |twin| Err(twins(disk, twin)))
+}
+
+/// Refuses a device whose content may change under a publication, or under which a publication would change it.
+fn refuse_users(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<(), OpenError> {
+    let uses = snapshot.uses(disk);
+    let told = uses.iter().map(|usage| usage.what.as_str()).collect::<Vec<_>>().join(", ");
+    if uses.iter().any(|usage| usage.writes) {
+        return Err(in_use(&disk.path, &told, "unmount it or end that use first"));
+    }
+    if !read_only && !uses.is_empty() {
+        return Err(in_use(&disk.path, &told, "end that use first, or publish the disk with --read-only"));
+    }
+    Ok(())
+}
+
+/// Refuses a device that this user may not open, without opening it: closing a disk that was open for writing makes
+/// the system look at it anew.
+fn refuse_strangers(disk: &Disk, read_only: bool) -> Result<(), OpenError> {
+    let access = if read_only { Access::READ_OK } else { Access::READ_OK | Access::WRITE_OK };
+    accessat(CWD, &disk.path, access, AtFlags::EACCESS).map_err(|errno| refused(disk, read_only, errno.into()))
+}
+
+/// Refuses a node that is not that of the device which was found: it was replugged or its node replaced meanwhile.
+fn refuse_exchanged(disk: &Disk, node: &File) -> Result<(), OpenError> {
+    let is_node = node
+        .metadata()
+        .is_ok_and(|metadata| metadata.file_type().is_block_device() && super::number(metadata.rdev()) == disk.number);
+    if is_node && Presence::of(disk).is_there() {
+        return Ok(());
+    }
+    Err(OpenError::Absent(format!("{} was exchanged for another disk just now", disk.path.display())))
+}
+
+/// Claims a device for this process alone. A reader shares one that is mounted for reading, which nobody can claim.
+fn claim(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<File, OpenError> {
+    match open_node(&disk.path, read_only, OFlags::EXCL) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
+            if read_only && !snapshot.uses(disk).is_empty() {
+                return open_node(&disk.path, true, OFlags::empty()).map_err(|error| refused(disk, true, error));
+            }
+            Err(in_use(
+                &disk.path,
+                "another publication or program has claimed it or a part of it",
+                "end that first (`netbus status` lists what is published)",
+            ))
+        }
+        node => node.map_err(|error| refused(disk, read_only, error)),
+    }
+}
+
+/// Locks the file below a loop device, so that neither it nor another device on it is published meanwhile. Partitions
+/// of one device share the lock: the kernel keeps those apart.
+fn claim_below(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<Vec<File>, OpenError> {
+    let whole = snapshot.whole(disk);
+    let Kind::Loop { file: path, .. } = &whole.kind else {
+        return Ok(Vec::new());
+    };
+    let below = file::open_file(path, true)?;
+    file::claim(&below, path, read_only || whole.name != disk.name)?;
+    Ok(vec![below])
+}
+
+fn open_node(path: &Path, read_only: bool, flags: OFlags) -> io::Result<File> {
+    let flags = (flags | OFlags::NONBLOCK).bits().cast_signed();
+    OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path)
+}
+
+fn read_geometry(disk: &Disk, node: &mut File) -> Result<Geometry, OpenError> {
+    let context = || format!("Reading the size of {} failed", disk.path.display());
+    let size = node.seek(SeekFrom::End(0)).map_err(|source| OpenError::System { context: context(), source })?;
+    let block_size =
+        ioctl_blksszget(&*node).map_err(|errno| OpenError::System { context: context(), source: errno.into() })?;
+    geometry(&disk.path, size, block_size)
+}
+
+fn geometry(path: &Path, size: u64, block_size: u32) -> Result<Geometry, OpenError> {
+    let shown = path.display();
+    if size == 0 {
+        return Err(OpenError::Absent(format!("{shown} has no medium in it now; put one in")));
+    }
+    if block_size != 512 && block_size != 4096 {
+        return Err(OpenError::Unfit(format!(
+            "{shown} has blocks of {block_size} bytes; only disks with blocks of 512 or 4096 bytes can be published"
+        )));
+    }
+    if !size.is_multiple_of(u64::from(block_size)) {
+        return Err(OpenError::Unfit(format!(
+            "{shown} has {size} bytes, which is no multiple of its block size of {block_size}; make the partition end at a whole block"
+        )));
+    }
+    Ok(Geometry { size, block_size })
+}
+
+/// This life of the disk, which its partitions share, and the part of it that a device is.
+fn life(whole: &Disk, disk: &Disk, facts: &Facts) -> (String, String) {
+    let sequence = whole.sequence.as_deref().unwrap_or("-");
+    let life = format!("disk {} {} {sequence}", super::boot(), whole.number);
+    // Before Linux 5.15 there is no counter: the facts tell a disk from another that got its number.
+    (life, format!("{} {facts:?}", disk.number))
+}
+
+fn refused(disk: &Disk, read_only: bool, error: io::Error) -> OpenError {
+    let shown = disk.path.display();
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
+            OpenError::Absent(format!("{shown} is not there now, or has no medium in it"))
+        }
+        Some(Errno::ACCESS | Errno::PERM) if !read_only && open_node(&disk.path, true, OFlags::empty()).is_ok() => {
+            OpenError::Unfit(format!(
+                "{shown} may only be read by this user: publish it with --read-only, or run Netbus as root"
+            ))
+        }
+        Some(Errno::ACCESS | Errno::PERM) => OpenError::Unfit(format!(
+            "{shown} may not be opened by this user: run Netbus as root, or add the user to the group that owns it (often `disk`)"
+        )),
+        Some(Errno::ROFS) => OpenError::Unfit(format!("{shown} is write-protected: publish it with --read-only")),
+        _ => OpenError::System { context: format!("Opening {shown} failed"), source: error },
+    }
+}
+
+fn nameless(disk: &Disk) -> OpenError {
+    let shown = disk.path.display();
+    OpenError::Unfit(match &disk.kind {
+        Kind::Loop { file, .. } => format!(
+            "The file behind {shown}, {}, cannot be told from another later; publish an image file on another file system",
+            file.display()
+        ),
+        Kind::Disk | Kind::Partition { .. } | Kind::Built { .. } => format!(
+            "{shown} has neither a serial number nor a UUID, so it could not be told from another disk later; publish a partition of a GPT on it, or an image file"
+        ),
+    })
+}
+
+fn twins(disk: &Disk, twin: &Disk) -> OpenError {
+    OpenError::Unfit(format!(
+        "{} and {} give the same name of themselves and cannot be told apart; detach one of them",
+        disk.path.display(),
+        twin.path.display()
+    ))
+}
