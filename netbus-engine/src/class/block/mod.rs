@@ -111,7 +111,7 @@ impl DeviceClass for BlockClass {
     }
 
     fn presentations(&self) -> &'static [&'static str] {
-        &["file"]
+        &["file", "nbd"]
     }
 
     fn present<'a>(
@@ -123,6 +123,7 @@ impl DeviceClass for BlockClass {
         Box::pin(async move {
             match way {
                 "file" => present_file(presentation, queue).await,
+                "nbd" => present_nbd(presentation, queue).await,
                 _ => Err(PresentError::Unavailable(format!("A block device cannot be presented as {way}"))),
             }
         })
@@ -131,7 +132,7 @@ impl DeviceClass for BlockClass {
     fn clean_stale(&self, runtime_dir: &Path) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         frontend::file::clean_stale(runtime_dir)?;
-        Ok(())
+        frontend::nbd::clean_stale(runtime_dir)
     }
 
     fn describe(&self, device: &Bytes) -> String {
@@ -153,6 +154,12 @@ async fn present_file(presentation: Presentation, queue: Queue) -> Result<Box<dy
 async fn present_file(_presentation: Presentation, _queue: Queue) -> Result<Box<dyn Frontend>, PresentError> {
     let text = "A disk can be presented as a file on Linux only: `--as nbd` works here";
     Err(PresentError::Unavailable(text.to_owned()))
+}
+
+async fn present_nbd(presentation: Presentation, queue: Queue) -> Result<Box<dyn Frontend>, PresentError> {
+    let geometry = presented_geometry(&presentation)?;
+    let frontend = frontend::nbd::NbdFrontend::present(presentation, geometry, queue).await?;
+    Ok(Box::new(frontend))
 }
 
 fn presented_geometry(presentation: &Presentation) -> Result<Geometry, PresentError> {
