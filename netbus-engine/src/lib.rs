@@ -17,6 +17,7 @@ pub mod backend;
 pub mod channel;
 pub mod class;
 pub mod config;
+pub mod control;
 pub mod discovery;
 pub mod frontend;
 pub mod identity;

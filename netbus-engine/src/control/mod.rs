@@ -1,8 +1,15 @@
 //! The daemon's front door for its user: framed JSON over a local socket, the same for command line and tray app.
 //!
 //! - [`api`]: what is said.
+//! - [`frame`]: how it is written down.
+//! - `socket`: the socket itself, one sibling a system, and who may use it.
+//! - [`server`] and [`client`]: its two ends.
 
 pub mod api;
+pub mod client;
+pub mod frame;
+pub mod server;
+mod socket;
 
 use futures::future::BoxFuture;
 use tokio::sync::{broadcast, mpsc};
