@@ -1,33 +1,26 @@
 //! The daemon: the engine behind its control socket, from start to an orderly stop.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::class::Registry;
-use crate::config::paths::Paths;
-use crate::config::{Settings, StateDir};
-use crate::control::server;
+use crate::config::{DEFAULT_PORT, Environment, Settings, StateDir};
+use crate::control::server::Server;
 use crate::discovery::{self, Discovery, Interfaces};
-use crate::engine::{self, EngineHandle, Parts};
+use crate::engine::{self, Parts};
 use crate::identity::{keys, tls};
 use crate::session::accept::accept_links;
 use crate::session::link;
 
-/// How to run a daemon. What is `None` comes from the state folder or has a default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// How to run a daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The name that peers see.
-    pub name: Option<String>,
-    /// The TCP port for peers.
-    pub port: Option<u16>,
-    /// The folder of keys, publications and subscriptions.
-    pub state_dir: Option<PathBuf>,
-    /// The control socket.
-    pub socket: Option<PathBuf>,
+    /// Where its files are, and the name and port to use, unless the state folder is to say.
+    pub environment: Environment,
     /// The names of the network interfaces to be found on; empty means all of the LAN.
     pub interfaces: Vec<String>,
 }
@@ -37,23 +30,21 @@ pub struct Options {
 /// # Errors
 /// Whatever keeps it from starting or stopping in good order.
 pub fn run(options: Options) -> anyhow::Result<()> {
-    let paths = Paths::of(options.state_dir.clone(), options.socket.clone());
-    let state = StateDir::open(&paths.state_dir)?;
-    let settings = settings(&state, &options)?;
-    // The keyring's client wants a thread of its own, so this comes before the runtime.
-    let identity = Arc::new(keys::load_or_create(&state)?);
+    let Options { environment, interfaces } = options;
+    let state = StateDir::open(&environment.state)?;
+    let settings = settings(&state, &environment)?;
+    // The keyring may take its time, so this comes before the runtime.
+    let identity = Arc::new(keys::load_or_create(&state, keys::Keyring::of_user().as_ref())?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("Starting the runtime")?;
-    runtime.block_on(serve(paths, state, settings, identity, options.interfaces))
+    runtime.block_on(serve(environment, state, settings, identity, interfaces))
 }
 
 /// The name and the port: from the command line or the environment, else as they were, else made up now.
-fn settings(state: &StateDir, options: &Options) -> anyhow::Result<Settings> {
+fn settings(state: &StateDir, environment: &Environment) -> anyhow::Result<Settings> {
     let stored: Settings = state.load()?;
-    let name = options.name.clone().or_else(|| stored.name.clone()).or_else(sysinfo::System::host_name);
-    let settings = Settings {
-        name: Some(name.unwrap_or_else(|| "netbus".to_owned())),
-        port: options.port.or(stored.port),
-    };
+    let name = environment.name.clone().or_else(|| stored.name.clone()).or_else(|| sysinfo::System::host_name().ok());
+    let settings =
+        Settings { name: Some(name.unwrap_or_else(|| "netbus".to_owned())), port: environment.port.or(stored.port) };
     if settings != stored {
         state.store(&settings)?;
     }
@@ -61,18 +52,19 @@ fn settings(state: &StateDir, options: &Options) -> anyhow::Result<Settings> {
 }
 
 async fn serve(
-    paths: Paths,
+    environment: Environment,
     state: StateDir,
     settings: Settings,
     identity: Arc<keys::Identity>,
     interfaces: Vec<String>,
 ) -> anyhow::Result<()> {
-    let wanted = settings.port.unwrap_or(link::PORT);
+    let wanted = settings.port.unwrap_or(DEFAULT_PORT);
     let listener = link::listen(wanted).with_context(|| {
         format!("Port {wanted} cannot be used: if another program has it, choose another with `netbus daemon --port`")
     })?;
     let port = listener.local_addr().context("Asking for the port")?.port();
-    prepare_runtime_dir(&paths)?;
+    let registry = Registry::standard();
+    prepare_runtime_dir(&environment.runtime, &registry)?;
     let name = settings.name.unwrap_or_else(|| "netbus".to_owned());
     let mut warnings = Vec::new();
     let interfaces = if interfaces.is_empty() { Interfaces::All } else { Interfaces::Only(interfaces) };
@@ -85,21 +77,23 @@ async fn serve(
             None
         }
     };
+    let control = Server::bind(&environment.socket)?;
     let (accepted_sender, accepted) = mpsc::channel(16);
     let accepting = tokio::spawn(accept_links(listener, tls::server_config(&identity), accepted_sender));
     let parts = Parts {
         name,
         port,
         identity,
-        registry: Registry::standard(),
+        registry,
         state,
-        runtime_dir: paths.runtime_dir.clone(),
+        runtime_dir: environment.runtime.clone(),
         accepted,
         discovery,
         warnings,
     };
     let (engine, mut ended) = engine::start(parts)?;
-    let serving = server::serve(&paths.socket, Arc::new(engine.clone())).context("Opening the control socket")?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(control.serve(Arc::new(engine.clone()), async move { drop(stopped.await) }));
     tokio::select! {
         signal = stop_signal() => {
             info!(signal, "Stopping");
@@ -107,22 +101,23 @@ async fn serve(
         }
         _ = &mut ended => {}
     }
-    drop(serving);
+    drop(stop);
     accepting.abort();
-    Ok(())
+    serving.await.context("The control socket ended badly")
 }
 
 /// Makes the folder for nodes, and takes away what a killed daemon left in it.
-fn prepare_runtime_dir(paths: &Paths) -> anyhow::Result<()> {
-    let dir = &paths.runtime_dir;
+fn prepare_runtime_dir(dir: &Path, registry: &Registry) -> anyhow::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(dir).with_context(|| format!("Making the folder {}", dir.display()))?;
-    #[cfg(target_os = "linux")]
-    crate::class::block::frontend::file::clean_stale(dir)
-        .with_context(|| format!("Cleaning up what an earlier daemon left in {}", dir.display()))?;
+    for class in registry.iter() {
+        class
+            .clean_stale(dir)
+            .with_context(|| format!("Cleaning up what an earlier daemon left in {}", dir.display()))?;
+    }
     Ok(())
 }
 

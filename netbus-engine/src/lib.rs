@@ -11,14 +11,20 @@
 //! - [`session`]: links to other machines, up to messages of open channels.
 //! - [`identity`]: this machine's key, whom it trusts, and how machines come to trust each other.
 //! - [`discovery`]: who is on the network.
+//! - [`engine`]: the owner of all state, one task.
+//! - [`control`]: the API for the command line and the tray app; [`daemon`] puts it all together.
+//! - [`cli`]: the command line, a client of [`control`] but for the verb that runs a daemon.
 //! - [`config`]: what is kept on disk, and where.
 
 pub mod backend;
 pub mod channel;
 pub mod class;
+pub mod cli;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod discovery;
+pub mod engine;
 pub mod frontend;
 pub mod identity;
 pub mod session;

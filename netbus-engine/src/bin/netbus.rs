@@ -1,3 +1,7 @@
 //! The `netbus` program: the daemon and the command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    netbus_engine::cli::main()
+}

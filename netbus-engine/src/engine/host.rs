@@ -9,7 +9,7 @@ use netbus_proto::lease;
 use netbus_proto::wire::control::{Control, Open, Reason, Refusal, Withdraw, is_slug};
 use tracing::warn;
 
-use super::publication::{Device, Publication, Sessions, bounded};
+use super::publication::{Device, PeerSession, Publication, Sessions, bounded};
 use super::store::{DeviceBytes, Publications, StoredLease, StoredPublication};
 use super::{Core, Input, Reply, error_chain};
 use crate::class::{Identified, OpenError, OpenedDevice};
@@ -25,46 +25,37 @@ const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
 /// What this machine publishes.
 pub(super) struct Host {
     publications: BTreeMap<PublicationId, Publication>,
+    /// Publications of classes that this build lacks: kept as they are.
+    foreign: Vec<StoredPublication>,
     sessions: Sessions,
     next_look: Instant,
     looking: bool,
 }
 
-/// A paired peer that may use what this machine publishes.
-pub(super) struct PeerSession {
-    pub(super) handle: SessionHandle,
-}
-
 /// What a user wants published.
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     pub(super) name: Option<String>,
     pub(super) read_only: bool,
     pub(super) to: Vec<Fingerprint>,
-}
-
-impl PeerSession {
-    pub(super) fn refuse(&self, tag: Tag, reason: Reason, text: String) {
-        self.handle.reply(tag, Control::Refused(Refusal { reason, text: bounded(text) }));
-    }
 }
 
 impl Host {
     /// The publications of an earlier life of the daemon. Those of a class that this build lacks are kept, unused.
     pub(super) fn restore(core: &Core, stored: Publications) -> Self {
         let mut publications = BTreeMap::new();
+        let mut foreign = Vec::new();
         for stored in stored.publications {
             match core.registry.by_name(&stored.identity.class) {
                 Some(class) => {
                     publications.insert(stored.id, Publication::new(stored, Arc::clone(class)));
                 }
-                None => warn!(class = stored.identity.class, "A publication is of a class that this version lacks"),
+                None => {
+                    warn!(class = stored.identity.class, "A publication is of a class that this version lacks");
+                    foreign.push(stored);
+                }
             }
         }
-        Self { publications, sessions: HashMap::new(), next_look: Instant::now(), looking: false }
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Publication> {
-        self.publications.values()
+        Self { publications, foreign, sessions: HashMap::new(), next_look: Instant::now(), looking: false }
     }
 
     /// A paired peer's session is open. Older ones of the same peer end.
@@ -77,7 +68,8 @@ impl Host {
         for id in superseded {
             self.session_ended(core, id);
         }
-        for publication in self.publications.values().filter(|publication| publication.stored.to.contains(&handle.peer)) {
+        for publication in self.publications.values().filter(|publication| publication.stored.to.contains(&handle.peer))
+        {
             handle.notice(Control::Offer(publication.offer(core)));
         }
         self.sessions.insert(handle.id, PeerSession { handle });
@@ -96,11 +88,11 @@ impl Host {
 
     /// A peer asks something.
     pub(super) fn message(&mut self, core: &Core, session: SessionId, tag: Tag, message: Control) {
-        match message {
-            Control::Open(open) => self.open(core, session, tag, open),
-            Control::Close(close) => self.close(core, session, tag, close.channel),
-            // The session lets a subscriber send nothing else.
-            _ => {}
+        // The session lets a subscriber send nothing else.
+        if let Control::Open(open) = message {
+            self.open(core, session, tag, open);
+        } else if let Control::Close(close) = message {
+            self.close(core, session, tag, close.channel);
         }
     }
 
@@ -191,9 +183,14 @@ impl Host {
         }
     }
 
-    /// Publishes a device that its class has identified.
+    /// Publishes a device that its class has identified, or one that is published already to further peers.
     pub(super) fn publish(&mut self, core: &Core, identified: Identified, wanted: Wanted, reply: Reply) {
-        match self.add(core, identified, wanted) {
+        let same = |publication: &&Publication| publication.stored.identity.facts == identified.identity.facts;
+        let result = match self.publications.values().find(same).map(Publication::id) {
+            Some(id) => self.share_further(core, id, identified.read_only, wanted),
+            None => self.add(core, identified, wanted),
+        };
+        match result {
             Ok(id) => {
                 let publication = &self.publications[&id];
                 core.tell(Event::Published { channel: publication.stored.name.clone() });
@@ -204,15 +201,35 @@ impl Host {
         }
     }
 
+    /// Lets further peers use what is published; its name and its mode stay.
+    fn share_further(
+        &mut self,
+        core: &Core,
+        id: PublicationId,
+        only_readable: bool,
+        wanted: Wanted,
+    ) -> Result<PublicationId, ApiError> {
+        let stored = &mut self.publications.get_mut(&id).expect("just found").stored;
+        let other_name = wanted.name.as_ref().is_some_and(|name| *name != stored.label && *name != stored.name);
+        if other_name || stored.read_only != (wanted.read_only || only_readable) {
+            let (name, mode) = (&stored.name, if stored.read_only { "read only" } else { "for writing" });
+            let text =
+                format!("It is published already, as \"{name}\" and {mode}. To change that: netbus unpublish {name}");
+            return Err(ApiError::new(ErrorKind::AlreadyExists, text));
+        }
+        for peer in wanted.to {
+            if !stored.to.contains(&peer) {
+                stored.to.push(peer);
+            }
+        }
+        self.save(core);
+        Ok(id)
+    }
+
     fn add(&mut self, core: &Core, identified: Identified, wanted: Wanted) -> Result<PublicationId, ApiError> {
         if self.publications.len() >= MAX_PUBLICATIONS {
             let text = format!("{MAX_PUBLICATIONS} devices are published already; unpublish one first");
             return Err(ApiError::new(ErrorKind::Overloaded, text));
-        }
-        let same = |publication: &&Publication| publication.stored.identity.facts == identified.identity.facts;
-        if let Some(existing) = self.publications.values().find(same) {
-            let text = format!("It is published already, as \"{}\"", existing.stored.name);
-            return Err(ApiError::new(ErrorKind::AlreadyExists, text));
         }
         let label = wanted.name.clone().unwrap_or_else(|| identified.suggested_name.clone());
         if label.trim().is_empty() {
@@ -228,10 +245,13 @@ impl Host {
             read_only: wanted.read_only || identified.read_only,
             to: wanted.to,
             lease: StoredLease::default(),
+            stamp: None,
         };
-        let class = core.registry.by_name(&stored.identity.class).cloned().ok_or_else(|| {
-            ApiError::new(ErrorKind::Internal, "The device's class is not part of this build")
-        })?;
+        let class = core
+            .registry
+            .by_name(&stored.identity.class)
+            .cloned()
+            .ok_or_else(|| ApiError::new(ErrorKind::Internal, "The device's class is not part of this build"))?;
         let id = stored.id;
         self.publications.insert(id, Publication::new(stored, class));
         self.save(core);
@@ -309,9 +329,10 @@ impl Host {
     }
 
     /// Flushes everything and tells the peers that the daemon stops.
-    pub(super) async fn farewell(&mut self) {
+    pub(super) async fn farewell(&mut self, core: &Core) {
         for publication in self.publications.values_mut() {
             publication.farewell().await;
+            publication.take_stamp(core);
         }
         for session in self.sessions.values() {
             session.handle.end(Reason::Shutdown, "The machine that has the device stopped Netbus for now");
@@ -368,8 +389,8 @@ impl Host {
     }
 
     fn save(&self, core: &Core) {
-        let stored = self.publications.values().map(|publication| publication.stored.clone()).collect();
-        core.store_publications(Publications { publications: stored });
+        let known = self.publications.values().map(|publication| &publication.stored);
+        core.store(&Publications { publications: known.chain(&self.foreign).cloned().collect() });
     }
 }
 

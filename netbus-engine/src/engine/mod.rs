@@ -38,10 +38,10 @@ use self::store::{Publications, StoredPublication, Subscriptions};
 use self::subscriber::{Key, Subscriber};
 use crate::class::{Identified, OpenError, OpenedDevice, PresentError, Registry};
 use crate::config::{Document, StateDir};
-use crate::control::api::{Answer, ApiError, Call, ErrorKind, Event};
 use crate::control::Progress;
+use crate::control::api::{Answer, ApiError, Call, ErrorKind, Event};
 use crate::discovery;
-use crate::frontend::{Frontend, RemoveError};
+use crate::frontend::Frontend;
 use crate::identity::keys::Identity;
 use crate::session::accept::Accepted;
 use crate::session::dial::{DialError, Dialed};
@@ -92,11 +92,11 @@ pub(crate) enum Input {
     DeviceOpened { publication: PublicationId, result: Result<OpenedDevice, OpenError> },
     Looked(Vec<(PublicationId, Result<Bytes, String>)>),
     Fenced { publication: PublicationId, epoch: Epoch, flushed: Result<(), String> },
-    Dialed { peer: Fingerprint, result: Result<Dialed, DialError> },
+    Dialed { peer: Fingerprint, result: Result<Box<Dialed>, DialError> },
     Joined { result: Result<joining::Joined, joining::JoinError>, reply: Reply },
     Bound { key: Key, epoch: Epoch, result: Result<(), BindError> },
     Presented { key: Key, result: Result<Box<dyn Frontend>, PresentError> },
-    TakenDown { key: Key, result: Result<(), (Box<dyn Frontend>, RemoveError)> },
+    TakenDown { key: Key, result: subscriber::TakenDown },
     Reach { peer: Fingerprint, addresses: Vec<std::net::SocketAddr> },
     Stop(oneshot::Sender<()>),
 }
@@ -118,7 +118,6 @@ impl Reply {
         // As above.
         let _ = self.0.send(Err(error));
     }
-
 }
 
 impl EngineHandle {
@@ -217,10 +216,6 @@ impl Core {
         }
         self.store(&all);
     }
-
-    fn store_publications(&self, all: Publications) {
-        self.store(&all);
-    }
 }
 
 /// The owner.
@@ -242,7 +237,7 @@ struct Engine {
 enum Action {
     Input(Input),
     Session(SessionId, SessionEvent),
-    Accepted(Accepted),
+    Accepted(Box<Accepted>),
     Discovered(discovery::Event),
     Tick,
 }
@@ -294,18 +289,18 @@ impl Engine {
     async fn run(mut self) {
         info!(name = self.core.name, port = self.core.port, "Netbus is ready");
         loop {
-            match self.select().await {
-                Action::Input(Input::Stop(stopped)) => {
-                    self.farewell().await;
-                    drop(stopped);
-                    return;
-                }
-                action => self.apply(action),
+            let action = self.select().await;
+            if let Action::Input(Input::Stop(stopped)) = action {
+                self.farewell().await;
+                drop(stopped);
+                return;
             }
+            self.apply(action);
         }
     }
 
     async fn select(&mut self) -> Action {
+        let due = self.peers.poll_timeout().map_or(self.next_tick, |due| due.min(self.next_tick));
         let discovered = async {
             match &mut self.discovered {
                 Some(discovered) => match discovered.recv().await {
@@ -318,9 +313,9 @@ impl Engine {
         tokio::select! {
             Some(input) = self.inputs.recv() => Action::Input(input),
             Some((id, event)) = self.session_events.recv() => Action::Session(id, event),
-            Some(accepted) = self.accepted.recv() => Action::Accepted(accepted),
+            Some(accepted) = self.accepted.recv() => Action::Accepted(Box::new(accepted)),
             event = discovered => Action::Discovered(event),
-            () = tokio::time::sleep_until(self.next_tick.into()) => Action::Tick,
+            () = tokio::time::sleep_until(due.into()) => Action::Tick,
         }
     }
 
@@ -328,7 +323,7 @@ impl Engine {
         match action {
             Action::Input(input) => self.apply_input(input),
             Action::Session(id, event) => self.apply_session(id, event),
-            Action::Accepted(accepted) => self.peers.accepted(&self.core, accepted),
+            Action::Accepted(accepted) => self.peers.accepted(&self.core, *accepted),
             Action::Discovered(event) => self.peers.discovered(&mut self.core, event),
             Action::Tick => {
                 let now = Instant::now();
@@ -411,24 +406,22 @@ impl Engine {
         message: netbus_proto::wire::Control,
     ) {
         use netbus_proto::wire::Control;
-        match message {
-            Control::Offer(offer) => {
-                self.peers.offered(&self.core, peer, offer.clone());
-                self.subscriber.offered(peer, &offer, handle);
-                self.go_on_subscribing();
-            }
-            Control::Withdraw(withdraw) => {
-                self.peers.withdrawn(&self.core, peer, withdraw.publication);
-                self.subscriber.withdrawn(&self.core, (peer, withdraw.publication));
-            }
-            message => self.subscriber.message(&self.core, handle, tag, message),
+        if let Control::Offer(offer) = message {
+            self.peers.offered(&self.core, peer, offer.clone());
+            self.subscriber.offered(peer, &offer, handle);
+            self.go_on_subscribing();
+        } else if let Control::Withdraw(withdraw) = message {
+            self.peers.withdrawn(&self.core, peer, withdraw.publication);
+            self.subscriber.withdrawn(&self.core, (peer, withdraw.publication));
+        } else {
+            self.subscriber.message(&self.core, handle, tag, message);
         }
     }
 
     /// Asks a machine again whether it is there.
     fn verify(&self, name: String) {
-        if let Some(discovery) = self.discovery.clone() {
-            tokio::spawn(async move { discovery.verify(&name).await });
+        if let Some(discovery) = &self.discovery {
+            discovery.verify(name);
         }
     }
 
@@ -444,7 +437,7 @@ impl Engine {
                 () = tokio::time::sleep_until(deadline.into()) => break,
             }
         }
-        if tokio::time::timeout(FAREWELL_TIME, self.host.farewell()).await.is_err() {
+        if tokio::time::timeout(FAREWELL_TIME, self.host.farewell(&self.core)).await.is_err() {
             warn!("A published device did not become quiet in time");
         }
         self.peers.farewell();

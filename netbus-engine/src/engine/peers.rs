@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use netbus_proto::ids::{Fingerprint, PublicationId, Tag};
 use netbus_proto::session::{End, Role};
-use netbus_proto::wire::control::{Control, Offer, Purpose, Reason};
+use netbus_proto::wire::control::{Control, Offer, Purpose, Reason, Refusal};
 use tracing::{debug, info};
 
 use super::{Core, Input, error_chain, start_session};
@@ -60,7 +60,11 @@ struct Link {
     /// Addresses given by the user, tried like the others.
     manual: Vec<SocketAddr>,
     attempts: u32,
+    /// A new address has come up while others were being dialed: they are not the last word.
+    again: bool,
     error: Option<String>,
+    /// The peer has said that it does not know this machine.
+    stranger: bool,
     offers: BTreeMap<PublicationId, Offer>,
 }
 
@@ -202,6 +206,7 @@ impl Peers {
         link.attempts = if was_open { 0 } else { link.attempts + 1 };
         link.state = LinkState::Waiting { until: Instant::now() + retry_after(link.attempts) };
         link.error = Some(end.text.clone());
+        link.stranger = end.by_peer && end.reason == Reason::NotPaired;
         info!(reason = end.text, "A session with a host ended");
         if was_open {
             core.tell(Event::PeerDisconnected { peer: core.peer_name(peer), reason: end.text.clone() });
@@ -220,7 +225,7 @@ impl Peers {
         let incoming = self.incoming.get(&id)?;
         let (handle, name, exporter) = (incoming.handle.clone(), incoming.name.clone(), incoming.exporter);
         let Some(window) = &mut self.window else {
-            handle.reply(tag, super::verbs::pairing_closed());
+            handle.reply(tag, pairing_closed());
             return None;
         };
         let identities = (core.identity.fingerprint(), handle.peer);
@@ -245,6 +250,7 @@ impl Peers {
         core.names = self.names();
         let link = self.links.entry(fingerprint).or_insert_with(|| Link::new(Instant::now(), Vec::new()));
         link.manual.extend(addresses);
+        link.stranger = false;
         link.retry_now();
         for seen in self.seen.values_mut().filter(|seen| seen.key == Some(fingerprint)) {
             seen.key = None;
@@ -302,6 +308,15 @@ impl Peers {
         }
     }
 
+    /// When the next paired peer is to be dialed.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let waiting = |link: &Link| match link.state {
+            LinkState::Waiting { until } => Some(until),
+            LinkState::Dialing | LinkState::Greeting(_) | LinkState::Open(_) => None,
+        };
+        self.links.values().filter_map(waiting).min()
+    }
+
     /// Dials the paired peers whose turn it is.
     pub(super) fn handle_timeout(&mut self, core: &Core, now: Instant) {
         if self.window.as_ref().is_some_and(|window| window.is_closed(now)) {
@@ -322,9 +337,10 @@ impl Peers {
                 continue;
             }
             link.state = LinkState::Dialing;
+            link.again = false;
             let (config, inputs) = (tls::client_config(&core.identity, Some(peer)), core.inputs.clone());
             tokio::spawn(async move {
-                let result = dial::dial(addresses, config).await;
+                let result = dial::dial(addresses, config).await.map(Box::new);
                 // The engine is gone only when the daemon stops.
                 let _ = inputs.send(Input::Dialed { peer, result });
             });
@@ -336,7 +352,7 @@ impl Peers {
         &mut self,
         core: &Core,
         peer: Fingerprint,
-        result: Result<Dialed, DialError>,
+        result: Result<Box<Dialed>, DialError>,
     ) -> Option<String> {
         let dialing = |link: &&mut Link| matches!(link.state, LinkState::Dialing);
         let link = self.links.get_mut(&peer).filter(dialing)?;
@@ -350,8 +366,7 @@ impl Peers {
                 None
             }
             Err(error) => {
-                link.attempts += 1;
-                link.state = LinkState::Waiting { until: Instant::now() + retry_after(link.attempts) };
+                link.dialing_failed(Instant::now());
                 let name = core.peer_name(peer);
                 link.error = Some(dial_text(&name, &error));
                 if let DialError::Handshake { address, source: HandshakeError::WrongKey { found, .. } } = &error {
@@ -404,7 +419,7 @@ impl Peers {
                 fingerprint: Some(peer.fingerprint.to_string()),
                 paired: true,
                 present: seen.is_some() || connected,
-                addresses: seen.map(|seen| texts(&seen.addresses)).unwrap_or_else(|| texts(&peer.addresses)),
+                addresses: seen.map(|seen| texts(&seen.addresses)).unwrap_or_else(|| peer.addresses.clone()),
                 connected,
                 error,
             }
@@ -423,6 +438,11 @@ impl Peers {
         paired.chain(strangers).collect()
     }
 
+    /// Whether a peer that this machine trusts has said that it does not trust this machine.
+    pub(super) fn is_stranger_to(&self, peer: Fingerprint) -> bool {
+        self.links.get(&peer).is_some_and(|link| link.stranger)
+    }
+
     /// Why there is no session with a paired peer.
     pub(super) fn error_of(&self, peer: Fingerprint) -> Option<String> {
         self.links.get(&peer).and_then(|link| link.error.clone())
@@ -433,16 +453,17 @@ impl Peers {
         let Some(trusted) = self.trust.get(peer) else {
             return Vec::new();
         };
-        let mut addresses = Vec::new();
+        let mut addresses: Vec<SocketAddr> = Vec::new();
         if let Some(seen) = self.seen.get(&trusted.name) {
             addresses.extend(&seen.addresses);
         }
         addresses.extend(self.links.get(&peer).into_iter().flat_map(|link| &link.manual));
-        addresses.extend(&trusted.addresses);
+        addresses.extend(trusted.addresses.iter().filter_map(|address| address.parse::<SocketAddr>().ok()));
         let known: HashSet<&str> = self.trust.iter().map(|peer| peer.name.as_str()).collect();
-        let strangers = self.seen.iter().filter(|(name, seen)| {
-            !known.contains(name.as_str()) && seen.key.is_none_or(|key| key == peer)
-        });
+        let strangers = self
+            .seen
+            .iter()
+            .filter(|(name, seen)| !known.contains(name.as_str()) && seen.key.is_none_or(|key| key == peer));
         addresses.extend(strangers.flat_map(|(_, seen)| &seen.addresses));
         let mut once = HashSet::new();
         addresses.retain(|address| once.insert(*address));
@@ -453,7 +474,7 @@ impl Peers {
 impl Link {
     fn new(now: Instant, manual: Vec<SocketAddr>) -> Self {
         let state = LinkState::Waiting { until: now };
-        Self { state, manual, attempts: 0, error: None, offers: BTreeMap::new() }
+        Self { state, manual, attempts: 0, again: false, error: None, stranger: false, offers: BTreeMap::new() }
     }
 
     fn open(&self) -> Option<&SessionHandle> {
@@ -470,9 +491,17 @@ impl Link {
         }
     }
 
+    fn dialing_failed(&mut self, now: Instant) {
+        self.attempts += 1;
+        let wait = if self.again { Duration::ZERO } else { retry_after(self.attempts) };
+        self.state = LinkState::Waiting { until: now + wait };
+    }
+
     fn retry_now(&mut self) {
-        if let LinkState::Waiting { until } = &mut self.state {
-            *until = Instant::now();
+        match &mut self.state {
+            LinkState::Waiting { until } => *until = Instant::now(),
+            LinkState::Dialing => self.again = true,
+            LinkState::Greeting(_) | LinkState::Open(_) => {}
         }
     }
 }
@@ -496,6 +525,31 @@ fn dial_text(name: &str, error: &DialError) -> String {
     }
 }
 
+/// The answer to a machine that wants to pair where no window is open.
+fn pairing_closed() -> Control {
+    let text = "No code is shown there now: run `netbus pair --show-code` on that machine".to_owned();
+    Control::PairRefused(Refusal { reason: Reason::PairingClosed, text })
+}
+
 fn texts(addresses: &[SocketAddr]) -> Vec<String> {
     addresses.iter().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_comes_up_while_others_are_dialed_is_tried_at_once() {
+        let now = Instant::now();
+        let waits = |link: &Link| matches!(link.state, LinkState::Waiting { until } if until > now);
+        let mut link = Link::new(now, Vec::new());
+        link.state = LinkState::Dialing;
+        link.dialing_failed(now);
+        assert!(waits(&link));
+        link.state = LinkState::Dialing;
+        link.retry_now();
+        link.dialing_failed(now);
+        assert!(!waits(&link));
+    }
 }

@@ -8,18 +8,17 @@ use std::time::Instant;
 use bytes::Bytes;
 use netbus_proto::attachment::Binding;
 use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, Generation, PublicationId, Tag};
-use netbus_proto::lease::{self, Effect, LeaseDesk, OpenCall};
+use netbus_proto::lease::{self, Effect, LeaseDesk, Leased, OpenCall};
 use netbus_proto::wire::control::{Control, Grant, Offer, Open, Reason, Refusal, Revoked};
 use tracing::{info, warn};
 
-use super::host::PeerSession;
 use super::store::StoredPublication;
 use super::{Core, Input, error_chain, seconds_since_1970};
 use crate::channel::attachment::Attachment;
 use crate::class::{DeviceClass, OpenError, OpenedDevice};
 use crate::control::api::Event;
 use crate::frontend::export::Export;
-use crate::session::SessionId;
+use crate::session::{SessionHandle, SessionId};
 
 /// Numbers of open channels; unique in this process, so that a number never means two things in a session.
 static NEXT_CHANNEL: AtomicU32 = AtomicU32::new(1);
@@ -71,6 +70,17 @@ struct OpenChannel {
 /// The sessions of peers, by their number.
 pub(super) type Sessions = HashMap<SessionId, PeerSession>;
 
+/// A paired peer that may use what this machine publishes.
+pub(super) struct PeerSession {
+    pub(super) handle: SessionHandle,
+}
+
+impl PeerSession {
+    pub(super) fn refuse(&self, tag: Tag, reason: Reason, text: String) {
+        self.handle.reply(tag, Control::Refused(Refusal { reason, text: bounded(text) }));
+    }
+}
+
 impl Publication {
     pub(super) fn new(stored: StoredPublication, class: Arc<dyn DeviceClass>) -> Self {
         let desk = LeaseDesk::new(stored.lease.into());
@@ -120,6 +130,10 @@ impl Publication {
         if open.write && self.stored.read_only {
             let text = format!("\"{}\" is published for reading only: subscribe with --read-only", self.stored.label);
             return session.refuse(tag, Reason::ReadOnly, text);
+        }
+        if let Err(Leased) = self.look_for_local_use() {
+            let text = format!("\"{}\" is busy at this moment: try again", self.stored.label);
+            return session.refuse(tag, Reason::Busy, text);
         }
         self.opens.push_back((session.handle.id, tag, open.resume.is_some()));
         let call = OpenCall {
@@ -184,6 +198,9 @@ impl Publication {
             Ok(opened) => {
                 self.presence = Ok(());
                 self.remember(core, &opened);
+                if !read_only && self.stored.stamp.take().is_some() {
+                    core.store_publication(&self.stored);
+                }
                 self.device = Device::Open { opened: Arc::new(opened), read_only };
                 for grant in grants {
                     self.give(core, sessions, grant);
@@ -243,6 +260,30 @@ impl Publication {
         }
     }
 
+    /// Remembers what the content looks like while nobody uses it any more.
+    pub(super) fn take_stamp(&mut self, core: &Core) {
+        let stamp = self.class.stamp(&self.stored.identity);
+        if stamp != self.stored.stamp {
+            self.stored.stamp = stamp;
+            core.store_publication(&self.stored);
+        }
+    }
+
+    /// Content that was changed here while no lease held the device is not what an earlier lease has left.
+    fn look_for_local_use(&mut self) -> Result<(), Leased> {
+        if !matches!(self.device, Device::Closed) {
+            return Ok(());
+        }
+        if let (Some(before), Some(now)) = (&self.stored.stamp, self.class.stamp(&self.stored.identity))
+            && before.differs(&now)
+        {
+            info!("A published device was used here meanwhile");
+            self.desk.local_use(Instant::now())?;
+            self.stored.stamp = Some(now);
+        }
+        Ok(())
+    }
+
     /// Does what the desk wants done.
     fn advance(&mut self, core: &Core, sessions: &Sessions) {
         let mut changed = false;
@@ -262,7 +303,16 @@ impl Publication {
                     }
                 }
                 Effect::Refuse { session, refusal } => {
-                    if let (Some((tag, _)), Some(session)) = (self.take_open(session), sessions.get(&session)) {
+                    // A desk that is too busy says so at once, of the open that came last.
+                    let opens_of = |(asking, ..): &(SessionId, Tag, bool)| *asking == session;
+                    let at = match refusal {
+                        lease::Refusal::Busy => self.opens.iter().rposition(opens_of),
+                        lease::Refusal::InUse { .. } | lease::Refusal::LeaseLost => {
+                            self.opens.iter().position(opens_of)
+                        }
+                    };
+                    let open = at.and_then(|at| self.opens.remove(at));
+                    if let (Some((_, tag, _)), Some(session)) = (open, sessions.get(&session)) {
                         session.refuse(tag, refusal.reason(), self.refusal_text(core, &refusal));
                     }
                 }
@@ -277,7 +327,7 @@ impl Publication {
             }
         }
         if self.exports.is_empty() && self.desk.is_settled() && self.desk.holders().next().is_none() {
-            self.let_go();
+            self.let_go(core);
         }
         if changed {
             self.tell_offer(core, sessions);
@@ -305,8 +355,12 @@ impl Publication {
                 let (class, identity, inputs) =
                     (Arc::clone(&self.class), self.stored.identity.clone(), core.inputs.clone());
                 let publication = self.stored.id;
-                tokio::task::spawn_blocking(move || {
-                    let result = class.open(&identity, read_only);
+                tokio::spawn(async move {
+                    let opening = tokio::task::spawn_blocking(move || class.open(&identity, read_only));
+                    let result = match opening.await.expect("opening a device does not panic") {
+                        Ok(opened) => flushed(opened).await,
+                        Err(error) => Err(error),
+                    };
                     // The engine is gone only when the daemon stops.
                     let _ = inputs.send(Input::DeviceOpened { publication, result });
                 });
@@ -443,8 +497,9 @@ impl Publication {
     }
 
     /// Closes a device that nobody may use any more.
-    fn let_go(&mut self) {
+    fn let_go(&mut self, core: &Core) {
         if let Device::Open { .. } = self.device {
+            self.take_stamp(core);
             let device = std::mem::replace(&mut self.device, Device::Closed);
             // Closing may wait for the device.
             tokio::task::spawn_blocking(move || drop(device));
@@ -454,6 +509,17 @@ impl Publication {
     fn tell_ended(&self, core: &Core, peer: Fingerprint, reason: &str) {
         let (channel, peer) = (self.stored.name.clone(), core.peer_name(peer));
         core.tell(Event::LeaseEnded { channel, peer, reason: reason.to_owned() });
+    }
+}
+
+/// Makes durable what an earlier life of the daemon has answered and not flushed: its holder may not be the next one.
+async fn flushed(opened: OpenedDevice) -> Result<OpenedDevice, OpenError> {
+    match opened.backend.quiesce().await {
+        Ok(()) => Ok(opened),
+        Err(error) => Err(OpenError::System {
+            context: format!("{} could not be flushed", opened.path.display()),
+            source: std::io::Error::other(error),
+        }),
     }
 }
 

@@ -4,20 +4,26 @@ use netbus_proto::ids::{Epoch, Fingerprint, Generation, PublicationId};
 use netbus_proto::lease::{Stored, StoredWriter, UnixSeconds};
 use serde::{Deserialize, Serialize};
 
-use crate::class::Identity;
+use crate::class::{Identity, Stamp};
+use crate::config::Document;
 
 /// The publications of this machine.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Publications {
+pub(super) struct Publications {
     /// In the order in which they were published.
     pub publications: Vec<StoredPublication>,
 }
 
+impl Document for Publications {
+    const FILE: &'static str = "publications.json";
+    const FORMAT: u32 = 1;
+}
+
 /// One publication.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StoredPublication {
+pub(super) struct StoredPublication {
     /// Its name on the wire, hexadecimal.
-    #[serde(with = "hex")]
+    #[serde(with = "crate::config::text")]
     pub id: PublicationId,
     /// Its name: a slug.
     pub name: String,
@@ -34,11 +40,14 @@ pub struct StoredPublication {
     pub to: Vec<Fingerprint>,
     /// The lease desk's durable part.
     pub lease: StoredLease,
+    /// What the content looked like when the last lease on it ended in good order.
+    #[serde(default)]
+    pub stamp: Option<Stamp>,
 }
 
 /// The lease desk's durable part.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct StoredLease {
+pub(super) struct StoredLease {
     /// The epoch of the newest grant.
     pub epoch: u64,
     /// The content's generation.
@@ -49,9 +58,9 @@ pub struct StoredLease {
 
 /// A writer.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct StoredHolder {
+pub(super) struct StoredHolder {
     /// Whose lease it is.
-    #[serde(with = "hex")]
+    #[serde(with = "crate::config::text")]
     pub peer: Fingerprint,
     /// Its epoch.
     pub epoch: u64,
@@ -61,7 +70,7 @@ pub struct StoredHolder {
 
 /// A class's description of a device; hexadecimal in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeviceBytes(pub Vec<u8>);
+pub(super) struct DeviceBytes(pub Vec<u8>);
 
 impl Serialize for DeviceBytes {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -83,19 +92,24 @@ impl<'de> Deserialize<'de> for DeviceBytes {
 
 /// The subscriptions of this machine.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Subscriptions {
+pub(super) struct Subscriptions {
     /// In the order in which they were made.
     pub subscriptions: Vec<StoredSubscription>,
 }
 
+impl Document for Subscriptions {
+    const FILE: &'static str = "subscriptions.json";
+    const FORMAT: u32 = 1;
+}
+
 /// One subscription.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StoredSubscription {
+pub(super) struct StoredSubscription {
     /// Whose channel.
-    #[serde(with = "hex")]
+    #[serde(with = "crate::config::text")]
     pub host: Fingerprint,
     /// Which channel.
-    #[serde(with = "hex")]
+    #[serde(with = "crate::config::text")]
     pub publication: PublicationId,
     /// The channel's name when it was subscribed to.
     pub channel: String,
@@ -139,27 +153,6 @@ impl From<Stored> for StoredLease {
                 since: writer.since.0,
             }),
         }
-    }
-}
-
-/// Ids as hexadecimal text.
-mod hex {
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<T: Display, S: Serializer>(id: &T, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(id)
-    }
-
-    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        String::deserialize(deserializer)?.parse().map_err(Error::custom)
     }
 }
 

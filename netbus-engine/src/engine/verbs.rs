@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netbus_proto::ids::{ClassCode, Fingerprint};
-use netbus_proto::wire::control::{Control, Offer, Reason, Refusal};
+use netbus_proto::wire::control::{Control, Offer, Reason};
 
 use super::host::Wanted;
 use super::joining::{self, JoinError, Joined};
 use super::peers::NewPeer;
-use super::{Core, Engine, Input, Reply, timestamp};
+use super::{Engine, Input, Reply};
 use crate::class::OpenError;
-use crate::control::api::{self, Answer, ApiError, Call, ErrorKind, Event};
+use crate::config::DEFAULT_PORT;
 use crate::control::Progress;
+use crate::control::api::{self, Answer, ApiError, Call, ErrorKind, Event};
 use crate::identity::pairing::HostWindow;
 use crate::identity::trust::TrustError;
-use crate::session::link::PORT;
 
 /// How long a subscription waits for its peer to be reached.
 const REACH_TIME: Duration = Duration::from_secs(10);
@@ -75,12 +75,13 @@ impl Engine {
 
     fn status(&self) -> api::Status {
         let now = Instant::now();
+        let window = self.peers.window.as_ref().filter(|window| !window.is_closed(now));
         api::Status {
             name: self.core.name.clone(),
             fingerprint: self.core.identity.fingerprint().to_string(),
             port: self.core.port,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            pairing_open_seconds: self.peers.window.as_ref().map(|window| window.remaining(now).as_secs()),
+            pairing_open_seconds: window.map(|window| window.remaining(now).as_secs()),
             published: self.host.published(&self.core),
             subscribed: self.subscriber.iter().map(|subscription| subscription.public(&self.core)).collect(),
             peers: self.peers.public(),
@@ -182,13 +183,19 @@ impl Engine {
         let there = format!("\"{}\" is not paired with this machine any more: pair them again", self.core.name);
         self.host.unpaired(&self.core, fingerprint, &there);
         let here = format!("\"{name}\" is not paired with this machine any more");
-        self.subscriber.unpaired(&self.core, fingerprint, &here);
+        let session = self.peers.sessions().remove(&fingerprint);
+        self.subscriber.unpaired(&self.core, fingerprint, &here, session.as_ref());
         self.peers.remove(&mut self.core, fingerprint, &there);
         self.core.tell(Event::Unpaired { peer: name.clone() });
         reply.succeed(Answer::Unpaired { peer: name });
     }
 
     fn publish(&mut self, device: String, name: Option<String>, read_only: bool, to: &[String], reply: Reply) {
+        if to.is_empty() && self.peers.trust.iter().next().is_none() {
+            let text = "No machine is paired with this one yet, so nobody could use it. Run `netbus pair --show-code` \
+                        here, type the code on the other machine, and publish then";
+            return reply.fail(ErrorKind::NotPaired, text);
+        }
         let to = if to.is_empty() {
             Ok(self.peers.trust.iter().map(|peer| peer.fingerprint).collect())
         } else {
@@ -229,10 +236,8 @@ impl Engine {
             Ok(peer) => peer,
             Err(error) => return reply.refuse(error),
         };
-        // A session that has just begun has not told its channels yet.
-        let patience = if self.peers.sessions().contains_key(&peer) { OFFER_TIME } else { REACH_TIME };
-        let channel = channel.to_owned();
-        let wanted = Subscribing { peer, channel, way, read_only, deadline: Instant::now() + patience, progress, reply };
+        let (channel, deadline) = (channel.to_owned(), Instant::now() + REACH_TIME);
+        let wanted = Subscribing { peer, channel, way, read_only, deadline, progress, reply };
         if let Some(address) = address {
             let inputs = self.core.inputs.clone();
             tokio::spawn(async move {
@@ -255,8 +260,11 @@ impl Engine {
         }
     }
 
-    fn try_subscribing(&mut self, wanted: Subscribing) -> Option<Subscribing> {
+    fn try_subscribing(&mut self, mut wanted: Subscribing) -> Option<Subscribing> {
         let session = self.peers.sessions().remove(&wanted.peer);
+        if session.is_some() {
+            wanted.deadline = wanted.deadline.min(Instant::now() + OFFER_TIME);
+        }
         let named = |offer: &&Offer| offer.name == wanted.channel || offer.label == wanted.channel;
         let offered: Vec<Offer> = self
             .peers
@@ -276,6 +284,12 @@ impl Engine {
             ([_, _, ..], _) => {
                 let text = format!("Several channels of \"{name}\" are named \"{}\"", wanted.channel);
                 wanted.reply.fail(ErrorKind::Ambiguous, text);
+            }
+            (_, None) if self.peers.is_stranger_to(wanted.peer) => {
+                let text = format!(
+                    "\"{name}\" is not paired with this machine any more. Run `netbus unpair {name}` here, then pair them again"
+                );
+                wanted.reply.fail(ErrorKind::NotPaired, text);
             }
             (_, _) if Instant::now() < wanted.deadline => return Some(wanted),
             (_, None) => {
@@ -299,19 +313,15 @@ impl Engine {
         match self.peers.trust.find(name) {
             Ok(peer) => Ok(peer.fingerprint),
             Err(TrustError::Unknown(_)) if !self.peers.addresses_of(name).is_empty() => {
-                let text = format!("\"{name}\" is not paired with this machine. Run `netbus pair --show-code` there and `netbus pair {name}` here");
+                let text = format!(
+                    "\"{name}\" is not paired with this machine. Run `netbus pair --show-code` there and `netbus pair {name}` here"
+                );
                 Err(ApiError::new(ErrorKind::NotPaired, text))
             }
             Err(error @ TrustError::Unknown(_)) => Err(ApiError::of(ErrorKind::NotFound, &error)),
             Err(error @ TrustError::Ambiguous(..)) => Err(ApiError::of(ErrorKind::Ambiguous, &error)),
         }
     }
-}
-
-/// The answer to a machine that wants to pair where no window is open.
-pub(super) fn pairing_closed() -> Control {
-    let text = "No code is shown there now: run `netbus pair --show-code` on that machine".to_owned();
-    Control::PairRefused(Refusal { reason: Reason::PairingClosed, text })
 }
 
 /// How a device that cannot be published is told.
@@ -341,11 +351,11 @@ async fn resolve(seen: Vec<SocketAddr>, name: &str) -> Result<Vec<SocketAddr>, A
         return Ok(seen);
     }
     let with_port = if name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_ipv6()) {
-        format!("[{name}]:{PORT}")
+        format!("[{name}]:{DEFAULT_PORT}")
     } else if name.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
         name.to_owned()
     } else {
-        format!("{name}:{PORT}")
+        format!("{name}:{DEFAULT_PORT}")
     };
     let found = tokio::net::lookup_host(&with_port).await.map(Iterator::collect::<Vec<_>>);
     match found {
@@ -356,22 +366,6 @@ async fn resolve(seen: Vec<SocketAddr>, name: &str) -> Result<Vec<SocketAddr>, A
                  that are seen; where discovery does not reach, give ADDRESS[:PORT]"
             );
             Err(ApiError::new(ErrorKind::NotFound, text))
-        }
-    }
-}
-
-impl super::subscriber::Subscription {
-    fn public(&self, core: &Core) -> api::Subscribed {
-        api::Subscribed {
-            channel: core.channel_path(self.stored.host, &self.stored.channel),
-            label: self.stored.label.clone(),
-            class: self.stored.class.clone(),
-            way: self.stored.way.clone(),
-            node: self.node.clone(),
-            state: self.public_state(),
-            read_only: self.stored.read_only,
-            since: timestamp(self.since),
-            error: self.error(),
         }
     }
 }

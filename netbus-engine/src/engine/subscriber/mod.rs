@@ -1,33 +1,27 @@
 //! What this machine uses of others: one subscription each, from the OPEN request to the node and back.
 //!
-//! ```text
-//!            session there, channel offered            GRANT, bound, presented
-//!   Waiting --------------------------------> Opening --------------------------> Active
-//!      ^                                         |                                  |
-//!      |            refused, may change          |          link lost               |
-//!      +-----------------------------------------+----------------------------------+
-//!
-//!   from anywhere: Faulted, when the lease is gone for good. The node stays, with errors, until `unsubscribe`.
-//! ```
+//! - `subscription`: one of them and its state.
+//! - `leasing`: the talk with its host.
+
+mod leasing;
+mod subscription;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use netbus_proto::attachment::{BindError, Binding, Phase};
-use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, Generation, PublicationId, Tag};
+use netbus_proto::attachment::BindError;
+use netbus_proto::ids::{Epoch, Fingerprint, PublicationId, Tag};
 use netbus_proto::request::{DeviceError, ErrorKind};
 use netbus_proto::session::End;
-use netbus_proto::wire::control::{Close, Control, Grant, Offer, Open, Reason, Refusal, Resume, Revoked};
+use netbus_proto::wire::control::{Offer, Reason};
 use tracing::{info, warn};
 
+use self::subscription::{State, Subscription, waiting};
 use super::store::{StoredSubscription, Subscriptions};
 use super::{Core, Input, Reply, error_chain, seconds_since_1970};
-use crate::backend::remote::Remote;
 use crate::channel::attachment::Attachment;
 use crate::class::PresentError;
-use crate::control::api::{Answer, ApiError, ErrorKind as ApiErrorKind, Event, SubscribedState};
+use crate::control::api::{Answer, ApiError, ErrorKind as ApiErrorKind, Event};
 use crate::frontend::{Frontend, Presentation, RemoveError};
 use crate::session::{SessionHandle, SessionId};
 
@@ -52,47 +46,6 @@ pub(super) struct Subscriber {
 enum Question {
     Open,
     Close,
-}
-
-/// One subscription.
-pub(super) struct Subscription {
-    pub(super) stored: StoredSubscription,
-    pub(super) state: State,
-    /// The lease that goes on after a lost link.
-    lease: Option<Lease>,
-    attachment: Option<Attachment>,
-    frontend: Option<Box<dyn Frontend>>,
-    /// Where applications find it.
-    pub(super) node: Option<String>,
-    /// Whether a frontend is being made or taken away at this moment, in a task of its own.
-    busy: bool,
-    /// Since when it is in this state, in seconds since 1970.
-    pub(super) since: u64,
-    /// Who waits for the node.
-    subscribing: Option<Reply>,
-    /// Who waits for the end.
-    unsubscribing: Option<Reply>,
-}
-
-#[derive(Clone, Copy)]
-struct Lease {
-    epoch: Epoch,
-    generation: Generation,
-}
-
-/// What a subscription is doing.
-#[derive(Clone, Debug)]
-pub(super) enum State {
-    /// For a session, the channel or the device.
-    Waiting { why: String, retry: Option<Instant> },
-    /// OPEN is on its way.
-    Opening { session: SessionId },
-    /// Bound to the host.
-    Active { session: SessionId, channel: ChannelNumber, epoch: Epoch },
-    /// CLOSE is on its way.
-    Closing { session: SessionId },
-    /// Over, but for the node that gives errors.
-    Faulted { text: String },
 }
 
 impl Subscriber {
@@ -135,10 +88,13 @@ impl Subscriber {
             return reply.fail(ApiErrorKind::Invalid, text);
         }
         if let Some(existing) = self.subscriptions.get(&key)
-            && !existing.stored.ended
+            && (!existing.stored.ended || matches!(existing.state, State::Closing { .. }))
         {
             let text = match &existing.node {
                 Some(node) => format!("\"{}\" is in use here already: {node}", offer.name),
+                None if existing.stored.ended => {
+                    format!("\"{}\" is being handed back at this moment: try again", offer.name)
+                }
                 None => format!("\"{}\" is being opened here already", offer.name),
             };
             return reply.fail(ApiErrorKind::InUse, text);
@@ -192,27 +148,6 @@ impl Subscriber {
         }
     }
 
-    /// A request got its tag.
-    pub(super) fn sent(&mut self, session: SessionId, token: u64, tag: Tag) {
-        if let Some(asked) = self.tokens.remove(&token) {
-            self.asked.insert((session, tag), asked);
-        }
-    }
-
-    /// A host answered or told something.
-    pub(super) fn message(&mut self, core: &Core, session: &SessionHandle, tag: Tag, message: Control) {
-        let asked = self.asked.remove(&(session.id, tag));
-        match (message, asked) {
-            (Control::Grant(grant), Some((key, Question::Open))) => self.granted(core, key, session, grant),
-            (Control::Refused(refusal), Some((key, Question::Open))) => self.refused(core, key, refusal),
-            (Control::Closed, Some((key, Question::Close))) => self.closed(core, key, None),
-            (Control::CloseFailed(refusal), Some((key, Question::Close))) => self.closed(core, key, Some(refusal.text)),
-            (Control::Revoked(revoked), _) => self.revoked(core, session.id, &revoked),
-            // The session takes only replies that fit their request, so nothing else arrives here.
-            _ => {}
-        }
-    }
-
     /// A session to a host is over.
     pub(super) fn session_ended(&mut self, core: &Core, host: Fingerprint, session: SessionId, end: &End) {
         self.asked.retain(|(asked, _), _| *asked != session);
@@ -233,14 +168,16 @@ impl Subscriber {
                 | State::Faulted { .. } => continue,
             }
             if end.by_peer && end.reason == Reason::NotPaired {
-                self.fault(core, key, &end.text);
+                self.lose(core, key, ApiErrorKind::NotPaired, &end.text);
                 continue;
             }
+            subscription.tell_failure();
             if let Some(reply) = subscription.unsubscribing.take() {
                 reply.succeed(unsubscribed(core, key, subscription));
             }
             if let Some(reply) = subscription.subscribing.take() {
-                let text = format!("The link was lost before \"{}\" was open: {}", subscription.stored.channel, end.text);
+                let text =
+                    format!("The link was lost before \"{}\" was open: {}", subscription.stored.channel, end.text);
                 reply.fail(ApiErrorKind::Unavailable, text);
                 self.forget(core, key);
                 continue;
@@ -259,14 +196,18 @@ impl Subscriber {
             self.forget(core, key);
             return;
         }
-        self.fault(core, key, "Its host does not share it any more");
+        self.lose(core, key, ApiErrorKind::NotFound, "Its host does not share it any more");
     }
 
-    /// Ends every use of what a host has: the two are not paired any more.
-    pub(super) fn unpaired(&mut self, core: &Core, host: Fingerprint, text: &str) {
+    /// Ends every use of what a host has: the two are not paired any more. Leases go back while there is a session to
+    /// say so; nobody else could hand them back later.
+    pub(super) fn unpaired(&mut self, core: &Core, host: Fingerprint, text: &str, session: Option<&SessionHandle>) {
         let keys: Vec<Key> = self.subscriptions.keys().filter(|key| key.0 == host).copied().collect();
         for key in keys {
-            self.fault(core, key, text);
+            if let Some(session) = session {
+                self.close(key, session);
+            }
+            self.lose(core, key, ApiErrorKind::NotPaired, text);
         }
     }
 
@@ -288,7 +229,7 @@ impl Subscriber {
                     BindError::GenerationChanged { .. } | BindError::LostWrites => format!("{error}"),
                     BindError::NotParked | BindError::StaleEpoch { .. } => return,
                 };
-                self.fault(core, key, &text);
+                self.fault(core, key, ApiErrorKind::Refused, &text);
             }
         }
     }
@@ -325,11 +266,16 @@ impl Subscriber {
                 warn!(error = text, "A channel could not be presented");
                 match subscription.subscribing.take() {
                     Some(reply) => {
-                        reply.fail(ApiErrorKind::Unavailable, text);
+                        subscription.failed = Some((reply, text));
                         subscription.stored.ended = true;
                         self.hand_back(core, key, sessions);
+                        if let Some(subscription) = self.subscriptions.get_mut(&key)
+                            && !matches!(subscription.state, State::Closing { .. })
+                        {
+                            subscription.tell_failure();
+                        }
                     }
-                    None => self.fault(core, key, &text),
+                    None => self.fault(core, key, ApiErrorKind::Unavailable, &text),
                 }
             }
         }
@@ -344,7 +290,8 @@ impl Subscriber {
         if subscription.busy {
             return reply.fail(ApiErrorKind::InUse, "The channel is being opened or closed at this moment: try again");
         }
-        if let (State::Waiting { why, .. }, Some(attachment), false) = (&subscription.state, &subscription.attachment, force)
+        if let (State::Waiting { why, .. }, Some(attachment), false) =
+            (&subscription.state, &subscription.attachment, force)
             && !(attachment.status().borrow().clean && attachment.status().borrow().pending == 0)
         {
             let text = format!(
@@ -371,7 +318,7 @@ impl Subscriber {
         &mut self,
         core: &Core,
         key: Key,
-        result: Result<(), (Box<dyn Frontend>, RemoveError)>,
+        result: TakenDown,
         sessions: &BTreeMap<Fingerprint, SessionHandle>,
     ) {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
@@ -379,9 +326,15 @@ impl Subscriber {
         };
         subscription.busy = false;
         match result {
-            Ok(()) => {
+            Ok(unsafe_because) => {
                 subscription.stored.ended = true;
                 subscription.node = None;
+                if let Some(why) = unsafe_because
+                    && let Some(reply) = subscription.unsubscribing.take()
+                {
+                    let text = format!("The node is gone, but its last writes may not have reached the disk: {why}");
+                    reply.fail(ApiErrorKind::Internal, text);
+                }
                 self.save(core);
                 let channel = core.channel_path(key.0, &self.subscriptions[&key].stored.channel);
                 core.tell(Event::Unsubscribed { channel });
@@ -406,7 +359,7 @@ impl Subscriber {
             let flush = flush.flatten();
             let gentle = take_down(frontend, attachment.clone(), flush.clone(), false);
             match tokio::time::timeout(super::FAREWELL_TIME, gentle).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(_)) => {}
                 Ok(Err((frontend, error))) => {
                     warn!(error = error_chain(&error), "A node is in use while the daemon stops");
                     let force = take_down(Some(frontend), attachment, flush, true);
@@ -452,124 +405,6 @@ impl Subscriber {
         }
     }
 
-    fn open(&mut self, key: Key, session: &SessionHandle) {
-        let Some(subscription) = self.subscriptions.get_mut(&key) else {
-            return;
-        };
-        let resume =
-            subscription.lease.map(|lease| Resume { epoch: lease.epoch, generation: lease.generation });
-        let request = Open { publication: key.1, write: !subscription.stored.read_only, resume };
-        subscription.state = State::Opening { session: session.id };
-        self.ask(key, Question::Open, session, Control::Open(request));
-    }
-
-    fn close(&mut self, key: Key, session: &SessionHandle) {
-        let Some(subscription) = self.subscriptions.get_mut(&key) else {
-            return;
-        };
-        if let State::Active { session: active, channel, .. } = subscription.state
-            && active == session.id
-        {
-            subscription.state = State::Closing { session: session.id };
-            self.ask(key, Question::Close, session, Control::Close(Close { channel }));
-        }
-    }
-
-    fn ask(&mut self, key: Key, question: Question, session: &SessionHandle, message: Control) {
-        self.next_token += 1;
-        self.tokens.insert(self.next_token, (key, question));
-        session.request(self.next_token, message);
-    }
-
-    fn granted(&mut self, core: &Core, key: Key, session: &SessionHandle, grant: Grant) {
-        let Some(subscription) = self.subscriptions.get_mut(&key) else {
-            return;
-        };
-        let Some(class) = core.registry.by_name(&subscription.stored.class).cloned() else {
-            return;
-        };
-        let device = Bytes::from(grant.device);
-        let remote = Arc::new(Remote::new(Arc::clone(&class), grant.channel, grant.epoch, session.frames.clone()));
-        session.routes.open(grant.channel, Arc::clone(&remote) as _);
-        subscription.lease = Some(Lease { epoch: grant.epoch, generation: grant.generation });
-        subscription.state = State::Active { session: session.id, channel: grant.channel, epoch: grant.epoch };
-        if subscription.stored.ended {
-            return self.close(key, session);
-        }
-        let read_only = subscription.stored.read_only || grant.read_only;
-        subscription.stored.read_only = read_only;
-        let attachment = subscription
-            .attachment
-            .get_or_insert_with(|| Attachment::start(class, device.clone(), read_only));
-        let binding = Binding {
-            epoch: grant.epoch,
-            generation: grant.generation,
-            instance: grant.instance,
-            write_through: grant.write_through,
-            max_requests: grant.max_requests as usize,
-            max_bytes: grant.max_bytes as usize,
-        };
-        let outcome = attachment.bind(binding, device, remote);
-        let inputs = core.inputs.clone();
-        tokio::spawn(async move {
-            let result = outcome.await;
-            // The engine is gone only when the daemon stops.
-            let _ = inputs.send(Input::Bound { key, epoch: grant.epoch, result });
-        });
-    }
-
-    fn refused(&mut self, core: &Core, key: Key, refusal: Refusal) {
-        let Some(subscription) = self.subscriptions.get_mut(&key) else {
-            return;
-        };
-        if let Some(reply) = subscription.subscribing.take() {
-            reply.fail(api_kind(refusal.reason), refusal.text);
-            return self.forget(core, key);
-        }
-        if subscription.stored.ended {
-            return self.forget(core, key);
-        }
-        let may_change = matches!(refusal.reason, Reason::Absent | Reason::Busy | Reason::Internal | Reason::Device);
-        // A subscription of an earlier life of the daemon has no application yet that could be misled.
-        if may_change || (subscription.attachment.is_none() && refusal.reason == Reason::InUse) {
-            let retry = Some(Instant::now() + RETRY_AFTER);
-            subscription.state = State::Waiting { why: refusal.text, retry };
-            return self.tell_state(core, key);
-        }
-        if subscription.attachment.is_none() && refusal.reason == Reason::LeaseLost {
-            subscription.lease = None;
-        }
-        self.fault(core, key, &refusal.text);
-    }
-
-    fn revoked(&mut self, core: &Core, session: SessionId, revoked: &Revoked) {
-        let held = self.subscriptions.iter().find(|(_, subscription)| {
-            matches!(subscription.state, State::Active { session: active, channel, .. }
-                if active == session && channel == revoked.channel)
-        });
-        if let Some(key) = held.map(|(key, _)| *key) {
-            self.fault(core, key, &revoked.text);
-        }
-    }
-
-    fn closed(&mut self, core: &Core, key: Key, error: Option<String>) {
-        let Some(subscription) = self.subscriptions.get_mut(&key) else {
-            return;
-        };
-        subscription.lease = None;
-        subscription.attachment = None;
-        if let Some(reply) = subscription.unsubscribing.take() {
-            match error {
-                None => reply.succeed(Answer::Done),
-                Some(text) => reply.fail(ApiErrorKind::Internal, text),
-            }
-        }
-        if subscription.stored.ended {
-            return self.forget(core, key);
-        }
-        subscription.state = waiting("Handed back".to_owned());
-    }
-
     /// Gives the lease of an ended subscription back: now, or when its host is there again.
     fn hand_back(&mut self, core: &Core, key: Key, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
@@ -579,11 +414,12 @@ impl Subscriber {
             attachment.fault(DeviceError::new(ErrorKind::Gone, "The channel was given up"));
         }
         match subscription.state.clone() {
-            State::Active { session, .. } => {
-                if let Some(handle) = sessions.get(&key.0).filter(|handle| handle.id == session) {
-                    self.close(key, handle);
-                }
+            State::Active { session, .. } | State::Faulted { open: Some((session, _)), .. }
+                if sessions.get(&key.0).is_some_and(|handle| handle.id == session) =>
+            {
+                self.close(key, &sessions[&key.0]);
             }
+            State::Active { .. } => {}
             State::Waiting { .. } | State::Opening { .. } | State::Closing { .. } => {
                 if let Some(reply) = subscription.unsubscribing.take() {
                     reply.succeed(unsubscribed(core, key, subscription));
@@ -592,22 +428,43 @@ impl Subscriber {
                     self.forget(core, key);
                 }
             }
-            State::Faulted { .. } => {
+            State::Faulted { text, .. } => {
                 if let Some(reply) = subscription.unsubscribing.take() {
                     reply.succeed(unsubscribed(core, key, subscription));
                 }
-                self.forget(core, key);
+                if subscription.lease.is_none() {
+                    return self.forget(core, key);
+                }
+                // The link was lost meanwhile: the lease goes back in the next session, as from any that waits.
+                subscription.state = State::Waiting { why: text, retry: Some(Instant::now()) };
             }
         }
     }
 
-    fn fault(&mut self, core: &Core, key: Key, text: &str) {
+    /// The lease is gone, and with it the use of the channel.
+    fn lose(&mut self, core: &Core, key: Key, kind: ApiErrorKind, text: &str) {
+        if let Some(subscription) = self.subscriptions.get_mut(&key) {
+            subscription.lease = None;
+            self.fault(core, key, kind, text);
+        }
+    }
+
+    /// Ends a use for good: its node gives errors until it is taken away. A lease that the host still holds for it goes
+    /// back by `unsubscribe`. `kind` is for who waits for the node.
+    fn fault(&mut self, core: &Core, key: Key, kind: ApiErrorKind, text: &str) {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
         };
         warn!(reason = text, "A channel in use has failed");
-        subscription.state = State::Faulted { text: text.to_owned() };
-        subscription.lease = None;
+        let open = match subscription.state {
+            State::Active { session, channel, .. } if subscription.lease.is_some() => Some((session, channel)),
+            State::Active { .. }
+            | State::Waiting { .. }
+            | State::Opening { .. }
+            | State::Closing { .. }
+            | State::Faulted { .. } => None,
+        };
+        subscription.state = State::Faulted { text: text.to_owned(), open };
         if let Some(attachment) = &subscription.attachment {
             attachment.fault(DeviceError::new(ErrorKind::Gone, text));
         }
@@ -615,7 +472,7 @@ impl Subscriber {
             reply.succeed(unsubscribed(core, key, subscription));
         }
         if let Some(reply) = subscription.subscribing.take() {
-            reply.fail(ApiErrorKind::Refused, text.to_owned());
+            reply.fail(kind, text.to_owned());
             return self.forget(core, key);
         }
         if subscription.stored.ended {
@@ -625,7 +482,9 @@ impl Subscriber {
     }
 
     fn forget(&mut self, core: &Core, key: Key) {
-        self.subscriptions.remove(&key);
+        if let Some(mut subscription) = self.subscriptions.remove(&key) {
+            subscription.tell_failure();
+        }
         self.save(core);
     }
 
@@ -644,48 +503,6 @@ impl Subscriber {
         subscription.since = seconds_since_1970();
         let channel = core.channel_path(key.0, &subscription.stored.channel);
         core.tell(Event::StateChanged { channel, state: subscription.public_state(), error: subscription.error() });
-    }
-}
-
-impl Subscription {
-    fn new(stored: StoredSubscription) -> Self {
-        Self {
-            stored,
-            state: waiting("Looking for its host".to_owned()),
-            lease: None,
-            attachment: None,
-            frontend: None,
-            node: None,
-            busy: false,
-            since: seconds_since_1970(),
-            subscribing: None,
-            unsubscribing: None,
-        }
-    }
-
-    pub(super) fn public_state(&self) -> SubscribedState {
-        match &self.state {
-            State::Waiting { .. } if self.node.is_some() => SubscribedState::Waiting,
-            State::Waiting { .. } | State::Opening { .. } => SubscribedState::Connecting,
-            State::Active { .. } | State::Closing { .. } => match self.phase() {
-                Some(Phase::Faulted(_)) => SubscribedState::Faulted,
-                Some(Phase::Parked { .. } | Phase::Active(_) | Phase::Draining(_)) | None => SubscribedState::Active,
-            },
-            State::Faulted { .. } => SubscribedState::Faulted,
-        }
-    }
-
-    pub(super) fn error(&self) -> Option<String> {
-        match &self.state {
-            State::Waiting { why, .. } => Some(why.clone()),
-            State::Faulted { text } => Some(text.clone()),
-            State::Opening { .. } | State::Active { .. } | State::Closing { .. } => None,
-        }
-    }
-
-    /// What its attachment is doing.
-    fn phase(&self) -> Option<Phase> {
-        self.attachment.as_ref().map(|attachment| attachment.status().borrow().phase.clone())
     }
 }
 
@@ -713,13 +530,16 @@ fn present(core: &Core, key: Key, subscription: &mut Subscription) {
     });
 }
 
-/// Takes a node away. What applications wrote is durable at the host before this succeeds, unless forced.
+/// A node that is gone, with the reason why the last writes may not be durable, or one that is in use.
+pub(super) type TakenDown = Result<Option<String>, (Box<dyn Frontend>, RemoveError)>;
+
+/// Takes a node away. What applications wrote is durable at the host when this succeeds without a reason, unless forced.
 async fn take_down(
     frontend: Option<Box<dyn Frontend>>,
     attachment: Option<Attachment>,
     flush: Option<netbus_proto::request::Request>,
     force: bool,
-) -> Result<(), (Box<dyn Frontend>, RemoveError)> {
+) -> TakenDown {
     if force && let Some(attachment) = &attachment {
         attachment.fault(DeviceError::new(ErrorKind::Gone, "The channel was given up"));
     }
@@ -732,33 +552,11 @@ async fn take_down(
         && let Err(error) = attachment.queue().call(flush).await
     {
         warn!(%error, "The last flush of a channel failed");
+        return Ok(Some(error.text));
     }
-    Ok(())
+    Ok(None)
 }
 
 fn unsubscribed(core: &Core, key: Key, subscription: &Subscription) -> Answer {
     Answer::Unsubscribed { channel: core.channel_path(key.0, &subscription.stored.channel) }
-}
-
-fn waiting(why: String) -> State {
-    State::Waiting { why, retry: None }
-}
-
-fn api_kind(reason: Reason) -> ApiErrorKind {
-    match reason {
-        Reason::InUse => ApiErrorKind::InUse,
-        Reason::NotFound => ApiErrorKind::NotFound,
-        Reason::NotPaired => ApiErrorKind::NotPaired,
-        Reason::Absent | Reason::Busy | Reason::Shutdown => ApiErrorKind::Unavailable,
-        Reason::Version
-        | Reason::Protocol
-        | Reason::Superseded
-        | Reason::PairingClosed
-        | Reason::WrongCode
-        | Reason::ReadOnly
-        | Reason::LeaseLost
-        | Reason::Device
-        | Reason::Owner
-        | Reason::Internal => ApiErrorKind::Refused,
-    }
 }

@@ -1,0 +1,207 @@
+#![allow(clippy::unwrap_used)]
+
+use jiff::tz::TimeZone;
+
+use super::*;
+use crate::control::api::Event;
+
+fn clock() -> Clock {
+    Clock { now: "2026-11-20T12:00:00Z".parse().unwrap(), zone: TimeZone::fixed(jiff::tz::offset(1)) }
+}
+
+fn disk(name: &str, size: u64) -> LocalDevice {
+    LocalDevice {
+        class: "block".to_owned(),
+        name: name.to_owned(),
+        path: format!("/dev/{name}").into(),
+        model: "Samsung T7".to_owned(),
+        serial: Some("S1".to_owned()),
+        size,
+        block_size: 512,
+        removable: false,
+        read_only: false,
+        used_by: Vec::new(),
+    }
+}
+
+fn peer(name: &str) -> PeerInfo {
+    PeerInfo {
+        name: name.to_owned(),
+        fingerprint: None,
+        paired: false,
+        present: true,
+        addresses: vec!["10.0.0.7:6287".to_owned()],
+        connected: false,
+        error: None,
+    }
+}
+
+fn attic() -> PeerInfo {
+    PeerInfo { fingerprint: Some("0f".repeat(32)), paired: true, connected: true, ..peer("attic") }
+}
+
+fn offer(channel: &str) -> ChannelInfo {
+    ChannelInfo {
+        peer: "attic".to_owned(),
+        channel: channel.to_owned(),
+        label: "Music".to_owned(),
+        class: "block".to_owned(),
+        description: "4.0 GiB, 512-byte blocks".to_owned(),
+        read_only: false,
+        writer: None,
+        present: true,
+        subscribed: false,
+    }
+}
+
+fn publication_of(holder: Option<Holder>) -> Published {
+    Published {
+        channel: "backup".to_owned(),
+        label: "Backup".to_owned(),
+        device: "/dev/sdb".into(),
+        class: "block".to_owned(),
+        description: String::new(),
+        size: Some(4 << 30),
+        read_only: false,
+        state: if holder.is_some() { PublishedState::InUse } else { PublishedState::Absent },
+        reason: holder.is_none().then(|| "It was unplugged.".to_owned()),
+        allowed: vec!["den".to_owned(), "attic".to_owned()],
+        holders: holder.into_iter().collect(),
+    }
+}
+
+fn full_status() -> Status {
+    let den = Holder {
+        peer: "den".to_owned(),
+        write: true,
+        since: "2026-11-20T09:42:00Z".parse().unwrap(),
+        connected: false,
+    };
+    Status {
+        name: "desk".to_owned(),
+        fingerprint: "a0".repeat(32),
+        port: 6287,
+        version: "0.1.0".to_owned(),
+        pairing_open_seconds: Some(119),
+        published: vec![publication_of(Some(den)), publication_of(None)],
+        subscribed: vec![Subscribed {
+            channel: "attic/music".to_owned(),
+            label: "Music".to_owned(),
+            class: "block".to_owned(),
+            way: "file".to_owned(),
+            node: Some("/run/netbus/music.img".to_owned()),
+            state: SubscribedState::Waiting,
+            read_only: true,
+            since: "2026-11-19T09:42:00Z".parse().unwrap(),
+            error: Some("attic is away.".to_owned()),
+        }],
+        peers: vec![attic()],
+        warnings: vec!["Discovery does not work here.".to_owned()],
+    }
+}
+
+#[test]
+fn the_status_tells_everything_in_sections() {
+    let expected = "\
+desk, Netbus 0.1.0 on port 6287
+Fingerprint a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0
+Open for pairing for another 1 min 59 s
+Warning: Discovery does not work here.
+
+Published
+  CHANNEL  DEVICE    SIZE     STATE   FOR         USED BY
+  backup   /dev/sdb  4.0 GiB  in use  den, attic  den (writes since 10:42, away)
+  backup   /dev/sdb  4.0 GiB  absent  den, attic
+  backup: It was unplugged.
+
+Subscribed
+  CHANNEL      NODE                   AS    STATE               SINCE
+  attic/music  /run/netbus/music.img  file  waiting, read-only  2026-11-19 10:42
+  attic/music: attic is away.
+
+Peers
+  NAME   STATE                              ADDRESS        FINGERPRINT
+  attic  paired, connected, on the network  10.0.0.7:6287  0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f
+";
+    assert_eq!(status(&full_status(), &clock()), expected);
+}
+
+#[test]
+fn a_daemon_that_does_nothing_has_a_short_status() {
+    let idle = Status {
+        pairing_open_seconds: None,
+        published: Vec::new(),
+        subscribed: Vec::new(),
+        peers: Vec::new(),
+        warnings: Vec::new(),
+        ..full_status()
+    };
+    assert_eq!(status(&idle, &clock()).lines().count(), 2);
+}
+
+#[test]
+fn devices_are_a_table() {
+    let mut stick = disk("sdc", 1_000_204_886_016);
+    stick.removable = true;
+    stick.read_only = true;
+    let system = LocalDevice { used_by: vec!["/".to_owned(), "/boot".to_owned()], ..disk("sda", 4 << 30) };
+    let expected = "\
+NAME  PATH      SIZE       KIND                  MODEL       USED BY
+sda   /dev/sda  4.0 GiB                          Samsung T7  /, /boot
+sdc   /dev/sdc  931.5 GiB  removable, read-only  Samsung T7
+";
+    assert_eq!(devices(&[system, stick]), expected);
+}
+
+#[test]
+fn channels_are_named_as_subscribe_takes_them() {
+    let written = ChannelInfo { writer: Some("den".to_owned()), ..offer("photos") };
+    let ours = ChannelInfo { subscribed: true, writer: Some("desk".to_owned()), ..offer("music") };
+    let absent = ChannelInfo { present: false, read_only: true, description: String::new(), ..offer("old") };
+    let expected = "\
+CHANNEL       LABEL  CLASS  DEVICE                    STATE
+attic/free    Music  block  4.0 GiB, 512-byte blocks  free
+attic/photos  Music  block  4.0 GiB, 512-byte blocks  den writes
+attic/music   Music  block  4.0 GiB, 512-byte blocks  subscribed
+attic/old     Music  block                            absent, read-only
+";
+    assert_eq!(channels(&[offer("free"), written, ours, absent]), expected);
+}
+
+#[test]
+fn peers_with_odd_names_stay_in_their_columns_and_obey_nothing() {
+    let stranger = PeerInfo { error: Some("Its key\u{7} is another one.".to_owned()), ..peer("\u{1b}[31mred\n") };
+    let expected = "\
+NAME             STATE                              ADDRESS        FINGERPRINT
+attic            paired, connected, on the network  10.0.0.7:6287  0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f
+Küche 🍳         on the network                     10.0.0.7:6287
+\\u{1b}[31mred\\n  on the network                     10.0.0.7:6287
+  \\u{1b}[31mred\\n: Its key\\u{7} is another one.
+";
+    assert_eq!(peers(&[attic(), peer("Küche 🍳"), stranger]), expected);
+}
+
+#[test]
+fn empty_lists_print_nothing_and_note_why() {
+    assert_eq!((devices(&[]), peers(&[]), channels(&[])), (String::new(), String::new(), String::new()));
+    for empty in [
+        Answer::Devices { devices: Vec::new() },
+        Answer::Peers { peers: Vec::new() },
+        Answer::Channels { channels: Vec::new() },
+    ] {
+        assert!(note(&empty).is_some(), "{empty:?}");
+    }
+}
+
+#[test]
+fn news_are_lines_with_the_time() {
+    let line = |news: Event| event(&news, &clock());
+    assert_eq!(line(Event::PeerFound { peer: "a\u{1b}c".to_owned() }), "13:00  a\\u{1b}c is on the network\n");
+    let changed = Event::StateChanged {
+        channel: "attic/music".to_owned(),
+        state: SubscribedState::Faulted,
+        error: Some("The disk is another one.".to_owned()),
+    };
+    assert_eq!(line(changed), "13:00  attic/music is faulted: The disk is another one.\n");
+    assert_eq!(line(Event::Watching), "");
+}

@@ -1,0 +1,173 @@
+//! How a subscriber talks with hosts: OPEN, CLOSE and their answers, and leases that end without being asked.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use netbus_proto::attachment::Binding;
+use netbus_proto::ids::Tag;
+use netbus_proto::wire::control::{Close, Control, Grant, Open, Reason, Refusal, Resume, Revoked};
+
+use super::subscription::{Lease, State, waiting};
+use super::{Key, Question, RETRY_AFTER, Subscriber, unsubscribed};
+use crate::backend::remote::Remote;
+use crate::channel::attachment::Attachment;
+use crate::control::api::ErrorKind as ApiErrorKind;
+use crate::engine::{Core, Input};
+use crate::session::{SessionHandle, SessionId};
+
+impl Subscriber {
+    /// A request got its tag.
+    pub(in crate::engine) fn sent(&mut self, session: SessionId, token: u64, tag: Tag) {
+        if let Some(asked) = self.tokens.remove(&token) {
+            self.asked.insert((session, tag), asked);
+        }
+    }
+
+    /// A host answered or told something.
+    pub(in crate::engine) fn message(&mut self, core: &Core, session: &SessionHandle, tag: Tag, message: Control) {
+        let asked = self.asked.remove(&(session.id, tag));
+        match (message, asked) {
+            (Control::Grant(grant), Some((key, Question::Open))) => self.granted(core, key, session, grant),
+            (Control::Refused(refusal), Some((key, Question::Open))) => self.refused(core, key, refusal),
+            (Control::Closed, Some((key, Question::Close))) => self.closed(core, key, None),
+            (Control::CloseFailed(refusal), Some((key, Question::Close))) => self.closed(core, key, Some(refusal.text)),
+            (Control::Revoked(revoked), _) => self.revoked(core, session.id, &revoked),
+            // The session takes only replies that fit their request, so nothing else arrives here.
+            _ => {}
+        }
+    }
+
+    pub(super) fn open(&mut self, key: Key, session: &SessionHandle) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        let resume = subscription.lease.map(|lease| Resume { epoch: lease.epoch, generation: lease.generation });
+        let request = Open { publication: key.1, write: !subscription.stored.read_only, resume };
+        subscription.state = State::Opening { session: session.id };
+        self.ask(key, Question::Open, session, Control::Open(request));
+    }
+
+    pub(super) fn close(&mut self, key: Key, session: &SessionHandle) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        if let State::Active { session: active, channel, .. } | State::Faulted { open: Some((active, channel)), .. } =
+            subscription.state
+            && active == session.id
+        {
+            subscription.state = State::Closing { session: session.id };
+            self.ask(key, Question::Close, session, Control::Close(Close { channel }));
+        }
+    }
+
+    fn ask(&mut self, key: Key, question: Question, session: &SessionHandle, message: Control) {
+        self.next_token += 1;
+        self.tokens.insert(self.next_token, (key, question));
+        session.request(self.next_token, message);
+    }
+
+    fn granted(&mut self, core: &Core, key: Key, session: &SessionHandle, grant: Grant) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        let Some(class) = core.registry.by_name(&subscription.stored.class).cloned() else {
+            return;
+        };
+        let device = Bytes::from(grant.device);
+        let remote = Arc::new(Remote::new(Arc::clone(&class), grant.channel, grant.epoch, session.frames.clone()));
+        session.routes.open(grant.channel, Arc::clone(&remote) as _);
+        subscription.lease = Some(Lease { epoch: grant.epoch, generation: grant.generation });
+        subscription.state = State::Active { session: session.id, channel: grant.channel, epoch: grant.epoch };
+        if subscription.stored.ended {
+            return self.close(key, session);
+        }
+        let read_only = subscription.stored.read_only || grant.read_only;
+        subscription.stored.read_only = read_only;
+        let attachment =
+            subscription.attachment.get_or_insert_with(|| Attachment::start(class, device.clone(), read_only));
+        let binding = Binding {
+            epoch: grant.epoch,
+            generation: grant.generation,
+            instance: grant.instance,
+            write_through: grant.write_through,
+            max_requests: grant.max_requests as usize,
+            max_bytes: grant.max_bytes as usize,
+        };
+        let outcome = attachment.bind(binding, device, remote);
+        let inputs = core.inputs.clone();
+        tokio::spawn(async move {
+            let result = outcome.await;
+            // The engine is gone only when the daemon stops.
+            let _ = inputs.send(Input::Bound { key, epoch: grant.epoch, result });
+        });
+    }
+
+    fn refused(&mut self, core: &Core, key: Key, refusal: Refusal) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        if let Some(reply) = subscription.subscribing.take() {
+            reply.fail(api_kind(refusal.reason), refusal.text);
+            return self.forget(core, key);
+        }
+        if subscription.stored.ended {
+            return self.forget(core, key);
+        }
+        let may_change = matches!(refusal.reason, Reason::Absent | Reason::Busy | Reason::Internal | Reason::Device);
+        // A subscription of an earlier life of the daemon has no application yet that could be misled.
+        if may_change || (subscription.attachment.is_none() && refusal.reason == Reason::InUse) {
+            let retry = Some(Instant::now() + RETRY_AFTER);
+            subscription.state = State::Waiting { why: refusal.text, retry };
+            return self.tell_state(core, key);
+        }
+        self.lose(core, key, api_kind(refusal.reason), &refusal.text);
+    }
+
+    fn revoked(&mut self, core: &Core, session: SessionId, revoked: &Revoked) {
+        let held = self.subscriptions.iter().find(|(_, subscription)| {
+            matches!(subscription.state, State::Active { session: active, channel, .. }
+                if active == session && channel == revoked.channel)
+        });
+        if let Some(key) = held.map(|(key, _)| *key) {
+            self.lose(core, key, ApiErrorKind::Refused, &revoked.text);
+        }
+    }
+
+    fn closed(&mut self, core: &Core, key: Key, error: Option<String>) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        subscription.lease = None;
+        subscription.attachment = None;
+        if let Some(reply) = subscription.unsubscribing.take() {
+            match error {
+                None => reply.succeed(unsubscribed(core, key, subscription)),
+                Some(text) => reply.fail(ApiErrorKind::Internal, text),
+            }
+        }
+        if subscription.stored.ended {
+            return self.forget(core, key);
+        }
+        subscription.state = waiting("Handed back".to_owned());
+    }
+}
+
+fn api_kind(reason: Reason) -> ApiErrorKind {
+    match reason {
+        Reason::InUse => ApiErrorKind::InUse,
+        Reason::NotFound => ApiErrorKind::NotFound,
+        Reason::NotPaired => ApiErrorKind::NotPaired,
+        Reason::Absent | Reason::Busy | Reason::Shutdown => ApiErrorKind::Unavailable,
+        Reason::Version
+        | Reason::Protocol
+        | Reason::Superseded
+        | Reason::PairingClosed
+        | Reason::WrongCode
+        | Reason::ReadOnly
+        | Reason::LeaseLost
+        | Reason::Device
+        | Reason::Owner
+        | Reason::Internal => ApiErrorKind::Refused,
+    }
+}

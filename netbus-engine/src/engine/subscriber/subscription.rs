@@ -1,0 +1,134 @@
+//! One subscription: its state, and how it is told to users.
+//!
+//! ```text
+//!            session there, channel offered            GRANT, bound, presented
+//!   Waiting --------------------------------> Opening --------------------------> Active
+//!      ^                                         |                                  |
+//!      |            refused, may change          |          link lost               |
+//!      +-----------------------------------------+----------------------------------+
+//!
+//!   from anywhere: Faulted, when the lease is gone for good. The node stays, with errors, until `unsubscribe`.
+//! ```
+
+use std::time::Instant;
+
+use netbus_proto::attachment::Phase;
+use netbus_proto::ids::{ChannelNumber, Epoch, Generation};
+
+use super::super::store::StoredSubscription;
+use super::super::{Core, Reply, seconds_since_1970, timestamp};
+use crate::channel::attachment::Attachment;
+use crate::control::api::{self, ErrorKind, SubscribedState};
+use crate::frontend::Frontend;
+use crate::session::SessionId;
+
+/// One subscription.
+pub(in crate::engine) struct Subscription {
+    pub(in crate::engine) stored: StoredSubscription,
+    pub(in crate::engine) state: State,
+    /// The lease that goes on after a lost link.
+    pub(super) lease: Option<Lease>,
+    pub(super) attachment: Option<Attachment>,
+    pub(super) frontend: Option<Box<dyn Frontend>>,
+    /// Where applications find it.
+    pub(in crate::engine) node: Option<String>,
+    /// Whether a frontend is being made or taken away at this moment, in a task of its own.
+    pub(super) busy: bool,
+    /// Since when it is in this state, in seconds since 1970.
+    pub(in crate::engine) since: u64,
+    /// Who waits for the node.
+    pub(super) subscribing: Option<Reply>,
+    /// Who is to be told that there is no node, and why, once the lease is back: a next try must not meet it.
+    pub(super) failed: Option<(Reply, String)>,
+    /// Who waits for the end.
+    pub(super) unsubscribing: Option<Reply>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Lease {
+    pub(super) epoch: Epoch,
+    pub(super) generation: Generation,
+}
+
+/// What a subscription is doing.
+#[derive(Clone, Debug)]
+pub(in crate::engine) enum State {
+    /// For a session, the channel or the device.
+    Waiting { why: String, retry: Option<Instant> },
+    /// OPEN is on its way.
+    Opening { session: SessionId },
+    /// Bound to the host.
+    Active { session: SessionId, channel: ChannelNumber, epoch: Epoch },
+    /// CLOSE is on its way.
+    Closing { session: SessionId },
+    /// Over, but for the node that gives errors, and for the channel where the host still holds it open.
+    Faulted { text: String, open: Option<(SessionId, ChannelNumber)> },
+}
+
+impl Subscription {
+    pub(super) fn new(stored: StoredSubscription) -> Self {
+        Self {
+            stored,
+            state: waiting("Looking for its host".to_owned()),
+            lease: None,
+            attachment: None,
+            frontend: None,
+            node: None,
+            busy: false,
+            since: seconds_since_1970(),
+            subscribing: None,
+            failed: None,
+            unsubscribing: None,
+        }
+    }
+
+    /// Tells who waits for it that the node could not be made.
+    pub(super) fn tell_failure(&mut self) {
+        if let Some((reply, text)) = self.failed.take() {
+            reply.fail(ErrorKind::Unavailable, text);
+        }
+    }
+
+    pub(in crate::engine) fn public(&self, core: &Core) -> api::Subscribed {
+        api::Subscribed {
+            channel: core.channel_path(self.stored.host, &self.stored.channel),
+            label: self.stored.label.clone(),
+            class: self.stored.class.clone(),
+            way: self.stored.way.clone(),
+            node: self.node.clone(),
+            state: self.public_state(),
+            read_only: self.stored.read_only,
+            since: timestamp(self.since),
+            error: self.error(),
+        }
+    }
+
+    pub(in crate::engine) fn public_state(&self) -> SubscribedState {
+        match &self.state {
+            State::Waiting { .. } if self.node.is_some() => SubscribedState::Waiting,
+            State::Waiting { .. } | State::Opening { .. } => SubscribedState::Connecting,
+            State::Active { .. } | State::Closing { .. } => match self.phase() {
+                Some(Phase::Faulted(_)) => SubscribedState::Faulted,
+                Some(Phase::Parked { .. } | Phase::Active(_) | Phase::Draining(_)) | None => SubscribedState::Active,
+            },
+            State::Faulted { .. } => SubscribedState::Faulted,
+        }
+    }
+
+    pub(in crate::engine) fn error(&self) -> Option<String> {
+        match &self.state {
+            State::Waiting { why, .. } => Some(why.clone()),
+            State::Faulted { text, .. } => Some(text.clone()),
+            State::Opening { .. } | State::Active { .. } | State::Closing { .. } => None,
+        }
+    }
+
+    /// What its attachment is doing.
+    fn phase(&self) -> Option<Phase> {
+        self.attachment.as_ref().map(|attachment| attachment.status().borrow().phase.clone())
+    }
+}
+
+pub(super) fn waiting(why: String) -> State {
+    State::Waiting { why, retry: None }
+}

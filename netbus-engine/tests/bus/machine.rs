@@ -1,0 +1,160 @@
+//! A machine: an engine with a state folder, a listener on loopback and a shelf.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netbus_engine::class::Registry;
+use netbus_engine::class::block::BlockClass;
+use netbus_engine::config::StateDir;
+use netbus_engine::control::api::{Answer, ApiError, Call, PairingCode, PublishedState, Status};
+use netbus_engine::control::{Engine as _, Progress};
+use netbus_engine::engine::{self, EngineHandle, Parts};
+use netbus_engine::identity::{keys, tls};
+use netbus_engine::session::accept::accept_links;
+use netbus_engine::session::link;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::shelf::ShelfClass;
+
+/// How long anything may take. Machines are slow at times; nothing here is.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Machine {
+    pub(crate) shelf: ShelfClass,
+    name: String,
+    folder: TempDir,
+    port: u16,
+    running: Option<Running>,
+}
+
+struct Running {
+    engine: EngineHandle,
+    task: JoinHandle<()>,
+    listening: JoinHandle<()>,
+}
+
+impl Machine {
+    pub(crate) async fn start(name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = ShelfClass::default();
+        let mut machine = Self { shelf, name: name.to_owned(), folder, port: 0, running: None };
+        machine.resume().await;
+        machine
+    }
+
+    /// Starts the engine on what is in the state folder.
+    pub(crate) async fn resume(&mut self) {
+        let listener = link::listen(self.port).unwrap();
+        self.port = listener.local_addr().unwrap().port();
+        let state = StateDir::open(self.folder.path().join("state")).unwrap();
+        let identity = Arc::new(keys::load_or_create(&state, None).unwrap());
+        let (sender, accepted) = mpsc::channel(16);
+        let listening = tokio::spawn(accept_links(listener, tls::server_config(&identity), sender));
+        let parts = Parts {
+            name: self.name.clone(),
+            port: self.port,
+            identity,
+            registry: Registry::of(vec![Arc::new(self.shelf.clone()), Arc::new(BlockClass::new())]),
+            state,
+            runtime_dir: self.folder.path().join("run"),
+            accepted,
+            discovery: None,
+            warnings: Vec::new(),
+        };
+        let (engine, task) = engine::start(parts).unwrap();
+        self.running = Some(Running { engine, task, listening });
+    }
+
+    /// Stops the engine in good order.
+    pub(crate) async fn stop(&mut self) {
+        let running = self.running.take().expect("it runs");
+        running.listening.abort();
+        let _ = running.listening.await;
+        running.engine.stop().await;
+        running.task.await.unwrap();
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    pub(crate) async fn call(&self, call: Call) -> Result<Answer, ApiError> {
+        let engine = &self.running.as_ref().expect("it runs").engine;
+        tokio::time::timeout(PATIENCE, engine.call(call, Progress::silent())).await.expect("an answer in time")
+    }
+
+    pub(crate) async fn status(&self) -> Status {
+        let Ok(Answer::Status(status)) = self.call(Call::Status).await else { panic!("no status") };
+        status
+    }
+
+    /// Pairs this machine, which shows the code, with `joiner`.
+    pub(crate) async fn pair_with(&self, joiner: &Machine) {
+        let Ok(Answer::Code { code, .. }) = self.call(Call::PairShowCode).await else { panic!("no code") };
+        joiner.call(Call::Pair { peer: self.address().to_string(), code }).await.unwrap();
+    }
+
+    pub(crate) async fn publish(&self, read_only: bool) -> Result<Answer, ApiError> {
+        self.call(Call::Publish { device: "shelf".to_owned(), name: None, read_only, to: Vec::new() }).await
+    }
+
+    pub(crate) async fn publish_device(&self, device: &str, name: &str) -> Result<Answer, ApiError> {
+        let (device, name) = (device.to_owned(), Some(name.to_owned()));
+        self.call(Call::Publish { device, name, read_only: false, to: Vec::new() }).await
+    }
+
+    /// Waits until nobody has a lease of what it publishes.
+    pub(crate) async fn nobody_uses(&self) {
+        until("the lease to be handed back", async || {
+            let status = self.status().await;
+            (status.published[0].state == PublishedState::Ready).then_some(())
+        })
+        .await;
+    }
+
+    /// Subscribes and gives the node; a disk's is an NBD socket, which every system has.
+    pub(crate) async fn subscribe(&self, target: &str, read_only: bool) -> Result<String, ApiError> {
+        let way = target.ends_with("/disk").then(|| "nbd".to_owned());
+        let call = Call::Subscribe { target: target.to_owned(), way, read_only, address: None };
+        let answer = self.call(call).await?;
+        let Answer::Node { node, .. } = answer else { panic!("expected a node, got {answer:?}") };
+        Ok(node)
+    }
+
+    pub(crate) async fn unsubscribe(&self, channel: &str) -> Result<Answer, ApiError> {
+        self.call(Call::Unsubscribe { channel: channel.to_owned(), force: false }).await
+    }
+}
+
+impl Drop for Machine {
+    /// An engine that cannot write its state folder ends the process, so that it has to end before its folder.
+    fn drop(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        running.listening.abort();
+        running.task.abort();
+        let deadline = Instant::now() + PATIENCE;
+        while !running.task.is_finished() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+}
+
+pub(crate) fn code(text: &str) -> PairingCode {
+    PairingCode::new(text)
+}
+
+/// Waits until `check` gives something.
+pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = check().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,213 @@
+//! A class that is no disk: a shelf of cells that are put and fetched. The bus must serve it without knowing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use netbus_engine::backend::{Backend, Ticket};
+use netbus_engine::class::{
+    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
+};
+use netbus_engine::frontend::{Frontend, Presentation, Queue, RemoveError};
+use netbus_proto::ids::{ClassCode, Epoch, Instance, Tag};
+use netbus_proto::request::{Access, DeviceError, ErrorKind, Request, Shape};
+
+const PUT: u8 = 1;
+const FETCH: u8 = 2;
+
+/// The class, and at once the test's hands on both ends: the shelf's cells and the queues of its frontends.
+#[derive(Clone, Default)]
+pub(crate) struct ShelfClass {
+    cells: Arc<Mutex<HashMap<u8, Bytes>>>,
+    life: Arc<Mutex<u8>>,
+    fronts: Arc<Mutex<HashMap<String, Queue>>>,
+    handless: Arc<AtomicBool>,
+}
+
+impl ShelfClass {
+    /// Whether this machine lacks what presenting a shelf takes.
+    pub(crate) fn set_handless(&self, handless: bool) {
+        self.handless.store(handless, Ordering::Relaxed);
+    }
+
+    /// What is in a cell of the real shelf.
+    pub(crate) fn cell(&self, cell: u8) -> Option<Bytes> {
+        self.cells.lock().unwrap().get(&cell).cloned()
+    }
+
+    /// Somebody at the machine itself puts something into a cell.
+    pub(crate) fn put_here(&self, cell: u8, data: &'static [u8]) {
+        self.cells.lock().unwrap().insert(cell, Bytes::from_static(data));
+    }
+
+    /// The queue behind a node.
+    pub(crate) fn queue(&self, node: &str) -> Queue {
+        self.fronts.lock().unwrap().get(node).cloned().expect("a node of this class")
+    }
+
+    /// The nodes that exist now.
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        self.fronts.lock().unwrap().keys().cloned().collect()
+    }
+}
+
+pub(crate) fn put(cell: u8, data: &'static [u8]) -> Request {
+    Request { op: PUT, args: Bytes::copy_from_slice(&[cell]), data: Bytes::from_static(data) }
+}
+
+pub(crate) fn fetch(cell: u8) -> Request {
+    Request { op: FETCH, args: Bytes::copy_from_slice(&[cell]), data: Bytes::new() }
+}
+
+impl DeviceClass for ShelfClass {
+    fn code(&self) -> ClassCode {
+        ClassCode(0x70)
+    }
+
+    fn name(&self) -> &'static str {
+        "shelf"
+    }
+
+    fn policy(&self) -> ClassPolicy {
+        ClassPolicy { replay: true, park_for: None, max_requests: 8, max_bytes: 64 * 1024 }
+    }
+
+    fn scan(&self) -> Vec<LocalDevice> {
+        Vec::new()
+    }
+
+    fn identify(&self, device: &str, read_only: bool) -> Result<Identified, OpenError> {
+        if device != "shelf" {
+            return Err(OpenError::Absent(format!("There is no shelf called {device}")));
+        }
+        let identity = Identity {
+            class: "shelf".to_owned(),
+            facts: BTreeMap::from([("kind".to_owned(), "shelf".to_owned())]),
+            last_path: PathBuf::from("shelf"),
+        };
+        let device = Bytes::from_static(&[0x18, 200]);
+        Ok(Identified { identity, device, suggested_name: "shelf".to_owned(), read_only, removable: false })
+    }
+
+    fn open(&self, _identity: &Identity, _read_only: bool) -> Result<OpenedDevice, OpenError> {
+        let mut life = self.life.lock().unwrap();
+        *life += 1;
+        Ok(OpenedDevice {
+            backend: Arc::new(Shelf(Arc::clone(&self.cells))),
+            device: Bytes::from_static(&[0x18, 200]),
+            instance: Instance([*life; 16]),
+            path: PathBuf::from("shelf"),
+            write_through: true,
+        })
+    }
+
+    fn locate(&self, _identity: &Identity) -> Result<Bytes, OpenError> {
+        Ok(Bytes::from_static(&[0x18, 200]))
+    }
+
+    fn stamp(&self, _identity: &Identity) -> Option<Stamp> {
+        let cells = self.cells.lock().unwrap().clone();
+        let cells: BTreeMap<u8, Bytes> = cells.into_iter().collect();
+        Some(Stamp { era: String::new(), mark: format!("{cells:?}") })
+    }
+
+    fn size(&self, _device: &Bytes) -> Option<u64> {
+        None
+    }
+
+    fn args_len(&self, op: u8) -> Option<usize> {
+        matches!(op, PUT | FETCH).then_some(1)
+    }
+
+    fn check(&self, _device: &Bytes, read_only: bool, request: &Request) -> Result<Shape, DeviceError> {
+        let cell = u64::from(request.args[0]);
+        if cell >= 200 {
+            return Err(DeviceError::new(ErrorKind::Invalid, "The shelf has 200 cells"));
+        }
+        if request.op == PUT && read_only {
+            return Err(DeviceError::new(ErrorKind::ReadOnly, "The shelf can only be read"));
+        }
+        let access = if request.op == PUT { Access::Change } else { Access::Observe };
+        Ok(Shape { access, extent: Some(cell..cell + 1), bytes: request.data.len() + 64 })
+    }
+
+    fn check_answer(&self, _request: &Request, _answer: &Bytes) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Option<Request> {
+        None
+    }
+
+    fn presentations(&self) -> &'static [&'static str] {
+        &["hand"]
+    }
+
+    fn present<'a>(
+        &'a self,
+        _way: &'a str,
+        presentation: Presentation,
+        queue: Queue,
+    ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>> {
+        Box::pin(async move {
+            if self.handless.load(Ordering::Relaxed) {
+                return Err(PresentError::Unavailable("There is no hand here".to_owned()));
+            }
+            let node = format!("{}/{}", presentation.host, presentation.channel);
+            self.fronts.lock().unwrap().insert(node.clone(), queue);
+            Ok(Box::new(Hand { node, fronts: Arc::clone(&self.fronts) }) as Box<dyn Frontend>)
+        })
+    }
+
+    fn clean_stale(&self, _runtime_dir: &Path) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn describe(&self, _device: &Bytes) -> String {
+        "200 cells".to_owned()
+    }
+}
+
+/// The real shelf.
+struct Shelf(Arc<Mutex<HashMap<u8, Bytes>>>);
+
+impl Backend for Shelf {
+    fn submit(&self, ticket: Ticket) {
+        let cell = ticket.request.args[0];
+        if ticket.request.op == PUT {
+            self.0.lock().unwrap().insert(cell, ticket.request.data.clone());
+            ticket.succeed(Bytes::new());
+        } else {
+            let data = self.0.lock().unwrap().get(&cell).cloned().unwrap_or_default();
+            ticket.succeed(data);
+        }
+    }
+
+    fn cancel(&self, _epoch: Epoch, _tag: Tag) {}
+
+    fn quiesce(&self) -> BoxFuture<'_, Result<(), DeviceError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// What the test's applications hold.
+struct Hand {
+    node: String,
+    fronts: Arc<Mutex<HashMap<String, Queue>>>,
+}
+
+impl Frontend for Hand {
+    fn node(&self) -> String {
+        self.node.clone()
+    }
+
+    fn remove(&mut self, _force: bool) -> BoxFuture<'_, Result<(), RemoveError>> {
+        Box::pin(async move {
+            self.fronts.lock().unwrap().remove(&self.node);
+            Ok(())
+        })
+    }
+}
