@@ -1,0 +1,128 @@
+//! Namespaces, the bridge and cables.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::Context;
+use tempfile::TempDir;
+
+use crate::host::{Account, Host};
+use crate::run;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A bridge with hosts on it.
+pub struct Lan {
+    id: String,
+    hosts: u8,
+    folder: TempDir,
+    account: Option<String>,
+}
+
+impl Lan {
+    /// A bridge without hosts.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn new() -> anyhow::Result<Self> {
+        let id = format!("nbl{}-{}", std::process::id() % 100_000, NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = tempfile::Builder::new().prefix("netbus-lan-").tempdir()?;
+        // Ordinary users must get through to their own folders below.
+        run("chmod", &["755", path(&folder)?])?;
+        // The binary may be where an ordinary user cannot reach it.
+        let binary = built_binary()?;
+        std::fs::copy(&binary, folder.path().join("netbus"))
+            .with_context(|| format!("{} is not there: run `cargo build` first", binary.display()))?;
+        let lan = Self { id, hosts: 0, folder, account: None };
+        let switch = lan.switch();
+        run("ip", &["netns", "add", &switch])?;
+        run("ip", &["-n", &switch, "link", "add", "br0", "type", "bridge"])?;
+        // A switch that forwards multicast to everybody, as those at home do.
+        run("ip", &["-n", &switch, "link", "set", "br0", "type", "bridge", "mcast_snooping", "0"])?;
+        run("ip", &["-n", &switch, "link", "set", "br0", "up"])?;
+        Ok(lan)
+    }
+
+    /// Adds a host named `name`, whose daemon runs as `account`. Its address is `10.87.0.N`.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn host(&mut self, name: &str, account: Account) -> anyhow::Result<Host> {
+        self.hosts += 1;
+        let (number, switch) = (self.hosts, self.switch());
+        let namespace = format!("{}-{number}", self.id);
+        let (cable, port) = ("eth0", format!("port{number}"));
+        run("ip", &["netns", "add", &namespace])?;
+        run("ip", &["-n", &namespace, "link", "set", "lo", "up"])?;
+        run("ip", &["-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", cable, "netns", &namespace])?;
+        run("ip", &["-n", &switch, "link", "set", &port, "master", "br0", "up"])?;
+        let address = format!("10.87.0.{number}");
+        run("ip", &["-n", &namespace, "address", "add", &format!("{address}/24"), "dev", cable])?;
+        run("ip", &["-n", &namespace, "link", "set", cable, "up"])?;
+        let user = match account {
+            Account::Root => None,
+            Account::Ordinary => Some(self.account()?),
+        };
+        Host::new(name, namespace, address, self.folder.path(), user)
+    }
+
+    /// Pulls a host's cable, or plugs it in again.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn cable(&self, host: &Host, plugged: bool) -> anyhow::Result<()> {
+        let number = host.namespace.rsplit('-').next().unwrap_or_default();
+        let state = if plugged { "up" } else { "down" };
+        run("ip", &["-n", &self.switch(), "link", "set", &format!("port{number}"), state]).map(drop)
+    }
+
+    /// Forwards multicast to a host or keeps it away, as guest networks and some access points do.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn multicast(&self, host: &Host, forwarded: bool) -> anyhow::Result<()> {
+        let port = format!("port{}", host.namespace.rsplit('-').next().unwrap_or_default());
+        let state = if forwarded { "on" } else { "off" };
+        let args = ["-n", &self.switch(), "link", "set", &port, "type", "bridge_slave", "mcast_flood", state];
+        run("ip", &args).map(drop)
+    }
+
+    fn switch(&self) -> String {
+        format!("{}-sw", self.id)
+    }
+
+    /// The ordinary user of this LAN, made when first needed.
+    fn account(&mut self) -> anyhow::Result<String> {
+        if let Some(account) = &self.account {
+            return Ok(account.clone());
+        }
+        let account = self.id.clone();
+        run("useradd", &["--system", "--no-create-home", "--shell", "/bin/sh", &account])?;
+        self.account = Some(account.clone());
+        Ok(account)
+    }
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        // Taking down what was never made is no mistake here.
+        for number in 1..=self.hosts {
+            drop(run("ip", &["netns", "delete", &format!("{}-{number}", self.id)]));
+        }
+        drop(run("ip", &["netns", "delete", &self.switch()]));
+        if let Some(account) = &self.account {
+            // Another test may hold the lock of the accounts, and a killed daemon may still be on its way out.
+            drop(crate::wait_for("the account is gone", || run("userdel", &[account]).map(Some)));
+        }
+    }
+}
+
+fn path(folder: &TempDir) -> anyhow::Result<&str> {
+    folder.path().to_str().context("The temporary folder's path is no UTF-8")
+}
+
+/// The binary that was built beside this test.
+fn built_binary() -> anyhow::Result<std::path::PathBuf> {
+    let test = std::env::current_exe()?;
+    let profile = test.parent().and_then(std::path::Path::parent).context("The test is not in a target folder")?;
+    Ok(profile.join("netbus"))
+}

@@ -1,0 +1,71 @@
+//! A LAN on one machine: network namespaces as hosts, a bridge between them, and the real `netbus` binary in each.
+//!
+//! A host runs its daemon and its commands inside its namespace, as root or as an ordinary user made for the test, so
+//! that what needs no root is not shown by root. Everything a [`Lan`] makes it takes away when it is dropped.
+//!
+//! - [`lan`]: namespaces, the bridge, cables.
+//! - [`host`]: a daemon with its state folder, and commands to it.
+//! - [`disk`]: images with real files, loop devices, mounts.
+//! - [`rogue`]: a peer that does not keep to the protocol.
+
+pub mod disk;
+pub mod host;
+pub mod lan;
+pub mod rogue;
+
+pub use host::{Account, Host};
+pub use lan::Lan;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+
+/// How long a test waits for what must happen. Generous: a slow machine is no failure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a command to its end and gives what it printed.
+///
+/// # Errors
+/// When it cannot be started (the message names the Debian package) or fails (with all it printed).
+pub fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .with_context(|| format!("{program} cannot be run; `cargo xtask setup` installs what the tests need"))?;
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{program} {args:?}: {}\n{stdout}{stderr}", output.status);
+    Ok(stdout.into_owned())
+}
+
+/// Waits until `condition` gives something.
+///
+/// # Errors
+/// After [`PATIENCE`], with what was waited for and the last error of the condition.
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+    let start = Instant::now();
+    loop {
+        let last = condition();
+        if let Ok(Some(value)) = last {
+            return Ok(value);
+        }
+        if start.elapsed() > PATIENCE {
+            match last {
+                Err(error) => return Err(error.context(format!("Waited in vain until {what}"))),
+                Ok(_) => bail!("Waited in vain until {what}"),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Whether this machine can run the tests: it must be root, to make namespaces. In CI that is a failure.
+#[must_use]
+pub fn can_run() -> bool {
+    let root = run("id", &["-u"]).is_ok_and(|uid| uid.trim() == "0");
+    if !root {
+        assert!(std::env::var_os("CI").is_none(), "The LAN tests need root, and CI must not skip them");
+        println!("skipped: network namespaces need root; run `cargo xtask test`, which uses sudo");
+    }
+    root
+}

@@ -1,0 +1,15 @@
+//! What users do, on several hosts with the real binaries. One folder, one binary, so that it is built and linked once.
+
+#![allow(clippy::unwrap_used, clippy::panic_in_result_fn)]
+
+mod daemon;
+mod discovery;
+mod hostile;
+mod images;
+mod leases;
+mod load;
+mod main_job;
+mod nbd;
+mod pairing;
+mod scene;
+mod startup;
