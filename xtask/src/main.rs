@@ -1,3 +1,72 @@
-//! The project's verbs: `cargo xtask run | test | check | cross`.
+//! The project's verbs, the same on every system: `cargo xtask run | test | check | cross | setup`.
+//!
+//! Rooms:
+//! - [`setup`]: what must be installed, and installing it where the package manager is known.
+//! - [`check`]: what needs no running code: format, lints, direction of dependencies, licences.
+//! - [`test`]: everything in order, with one closing line.
+//! - [`cross`]: Windows and macOS from Linux.
+//! - [`run`]: the main job on this one machine, then a daemon for the user.
+//! - [`project`], [`command`], [`steps`]: where things are, how programs are called, how progress is told.
 
-fn main() {}
+mod check;
+mod command;
+mod cross;
+mod project;
+mod run;
+mod setup;
+mod steps;
+mod test;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().verb {
+        Verb::Run => run::run(),
+        Verb::Test { fast, filters } => test::test(fast, &filters),
+        Verb::Check => check::check(),
+        Verb::Cross { windows, macos } => cross::cross(cross::Targets::chosen(windows, macos)),
+        Verb::Setup => setup::setup(&setup::Group::ALL).map(drop),
+    };
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    // In one line: where in this program an error arose tells the user nothing, so no backtrace is wanted.
+    match writeln!(io::stderr(), "{error:#}") {
+        Ok(()) | Err(_) => ExitCode::FAILURE,
+    }
+}
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's verbs", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what is missing, build, show the main job on this machine and leave a daemon running.
+    Run,
+    /// Run everything: set-up, check, tests, several machines in network namespaces, the demonstration, other systems.
+    Test {
+        /// Leave out the checks for other systems, which take minutes.
+        #[arg(long)]
+        fast: bool,
+        /// Run only the tests whose name contains one of these words, and nothing else.
+        filters: Vec<String>,
+    },
+    /// Format, lints, direction of dependencies, licences.
+    Check,
+    /// Check for Windows and macOS from Linux; run the portable tests for Windows under wine.
+    Cross {
+        /// Only Windows.
+        #[arg(long)]
+        windows: bool,
+        /// Only macOS.
+        #[arg(long)]
+        macos: bool,
+    },
+    /// Install the packages that building, running and testing need.
+    Setup,
+}

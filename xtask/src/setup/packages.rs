@@ -1,0 +1,61 @@
+//! Which packages are needed, by what, and why. Names are Debian's; most are Fedora's and Arch's too.
+
+/// What a package is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// Building the project.
+    Build,
+    /// Using it and seeing the demonstration.
+    Run,
+    /// The tests on this system.
+    Test,
+    /// The checks for other systems.
+    Cross,
+}
+
+/// One package of the table.
+#[derive(Debug)]
+pub(crate) struct Package {
+    /// Its name in Debian and Ubuntu.
+    pub(crate) name: &'static str,
+    /// What needs it.
+    pub(crate) group: Group,
+    /// Why, as a phrase that follows "for".
+    pub(crate) reason: &'static str,
+}
+
+impl Group {
+    /// What is needed to use the project and to test it on this system.
+    pub(crate) const ALL: [Self; 3] = [Self::Build, Self::Run, Self::Test];
+}
+
+/// Every package that the project asks for.
+pub(crate) const PACKAGES: [Package; 23] = [
+    package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
+    package("libc6-dev", Group::Build, "the C library's headers"),
+    package("ca-certificates", Group::Build, "fetching crates over TLS"),
+    package("fuse3", Group::Run, "mounting a channel as a file without root's rights (fusermount3)"),
+    package("e2fsprogs", Group::Run, "making and checking the ext4 image of the demonstration"),
+    package("libnbd-bin", Group::Run, "using a channel where FUSE is not allowed, and standard NBD clients (nbdcopy)"),
+    package("util-linux", Group::Test, "loop devices, mounts and runuser"),
+    package("mount", Group::Test, "mounting what a subscriber sees"),
+    package("passwd", Group::Test, "the ordinary user that the tests create (useradd)"),
+    package("iproute2", Group::Test, "the machines of the LAN tests: namespaces and a bridge"),
+    package("qemu-utils", Group::Test, "comparing images over NBD (qemu-img)"),
+    package("fio", Group::Test, "verified load over NBD"),
+    package("gnome-keyring", Group::Test, "a real keyring, open and locked"),
+    package("dbus-daemon", Group::Test, "a session bus of its own for that keyring"),
+    package("avahi-daemon", Group::Test, "another mDNS responder beside ours"),
+    package("avahi-utils", Group::Test, "seeing our announcement as others see it (avahi-browse)"),
+    package("rustc-web", Group::Cross, "a compiler whose standard library can be built for other systems"),
+    package("cargo-web", Group::Cross, "the cargo that belongs to it"),
+    package("rust-web-src", Group::Cross, "the source of its standard library"),
+    package("rust-web-clippy", Group::Cross, "lints of code that only other systems compile"),
+    package("gcc-mingw-w64-x86-64-posix", Group::Cross, "C parts and linking for Windows"),
+    package("wine64", Group::Cross, "running the tests for Windows"),
+    package("python3-venv", Group::Cross, "the C compiler for macOS, which comes as a Python package (ziglang)"),
+];
+
+const fn package(name: &'static str, group: Group, reason: &'static str) -> Package {
+    Package { name, group, reason }
+}

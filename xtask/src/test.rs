@@ -1,0 +1,152 @@
+//! `cargo xtask test`: everything, in order, with a heading and the time for each step.
+//!
+//! A step that fails does not stop the next ones; the closing line sums up all tests. What cannot run on this machine
+//! says why and counts as skipped, which on a continuous-integration machine is a failure: there everything must run.
+//! The runner is plain `cargo test` everywhere, so that a fresh machine with Rust and git runs just what CI runs.
+
+use std::env;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::setup::{Done, Group};
+use crate::steps::{Outcome, Steps, Tally};
+use crate::{check, command, cross, project, run, setup};
+
+/// Runs all steps; `fast` leaves out other systems. With filters, runs only the tests whose names contain one of them.
+///
+/// # Errors
+/// Names the steps that failed.
+pub(crate) fn test(fast: bool, filters: &[String]) -> Result<()> {
+    if !filters.is_empty() {
+        return filtered(filters);
+    }
+    let mut steps = Steps::new(if fast { 5 } else { 6 });
+    steps.step("set-up", packages);
+    steps.step("check", || check::check().map(|()| Outcome::Passed));
+    steps.step("tests", || crates(&[]));
+    steps.step("lan", || lan(&[]));
+    steps.step("demonstration", run::demonstration);
+    if !fast {
+        steps.step("cross", || cross::step(cross::Targets::ALL));
+    }
+    steps.finish()
+}
+
+fn filtered(filters: &[String]) -> Result<()> {
+    let mut tally = Tally::default();
+    let mut skipped = None;
+    for tests in [crates, lan] {
+        match tests(filters)? {
+            Outcome::Tested(more) => tally.add(more),
+            Outcome::Skipped(reason) => skipped = Some(reason),
+            Outcome::Passed => {}
+        }
+    }
+    let mut steps = Steps::new(1);
+    steps.step("chosen tests", || Ok(Outcome::Tested(tally)));
+    if let Some(reason) = skipped {
+        println!("The LAN tests were left out: {reason}");
+    }
+    steps.finish()
+}
+
+fn packages() -> Result<Outcome> {
+    setup::rust_components()?;
+    Ok(match setup::setup(&Group::ALL)? {
+        Done::Complete => Outcome::Passed,
+        Done::Incomplete(reason) => Outcome::Skipped(reason),
+    })
+}
+
+/// Unit and integration tests of every crate but the LAN tests.
+fn crates(filters: &[String]) -> Result<Outcome> {
+    let mut cargo = project::cargo();
+    cargo.args(["test", "--workspace", "--no-fail-fast"]);
+    if project::has_member(project::LAN_TESTS)? {
+        cargo.args(["--exclude", project::LAN_TESTS]);
+    }
+    counted(cargo.arg("--").args(filters))
+}
+
+/// The tests that put several machines into network namespaces, with root's rights.
+fn lan(filters: &[String]) -> Result<Outcome> {
+    if !project::has_member(project::LAN_TESTS)? {
+        bail!("The workspace has no member {}", project::LAN_TESTS);
+    }
+    if !cfg!(target_os = "linux") {
+        return Ok(Outcome::Skipped("network namespaces exist only on Linux".to_owned()));
+    }
+    let mut probe = match command::as_root("unshare") {
+        Ok(probe) => probe,
+        Err(error) => return Ok(Outcome::Skipped(error.to_string())),
+    };
+    if !command::succeeds(probe.args(["--net", "--mount", "true"])) {
+        return Ok(Outcome::Skipped("this machine does not let root make a network namespace".to_owned()));
+    }
+    // These tests start the real program, which is another crate's.
+    command::run(project::cargo().args(["build", "--package", "netbus-engine"]))?;
+    if command::is_root() {
+        return counted(
+            project::cargo().args(["test", "--package", project::LAN_TESTS, "--no-fail-fast", "--"]).args(filters),
+        );
+    }
+    lan_with_sudo(filters)
+}
+
+/// Builds the LAN tests as the user and runs only the test programs as root, so that nothing in the target folder
+/// comes to belong to root.
+fn lan_with_sudo(filters: &[String]) -> Result<Outcome> {
+    let mut build = project::cargo();
+    build.args(["test", "--package", project::LAN_TESTS, "--no-run", "--message-format=json-render-diagnostics"]);
+    build.stderr(std::process::Stdio::inherit());
+    let messages = command::output(&mut build)?;
+    let mut tally = Tally::default();
+    for program in test_programs(&messages) {
+        let mut sudo = command::as_root("env")?;
+        sudo.arg(format!("PATH={}", env::var("PATH").unwrap_or_default()));
+        run_counted(sudo.arg(program).args(filters).current_dir(project::root_dir().join("tests/lan")), &mut tally)?;
+    }
+    Ok(Outcome::Tested(tally))
+}
+
+/// The test programs among cargo's JSON messages.
+fn test_programs(messages: &str) -> Vec<String> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let tests = messages.filter(|message| message["profile"]["test"] == true);
+    tests.filter_map(|message| message["executable"].as_str().map(str::to_owned)).collect()
+}
+
+fn counted(command: &mut Command) -> Result<Outcome> {
+    let mut tally = Tally::default();
+    run_counted(command, &mut tally)?;
+    Ok(Outcome::Tested(tally))
+}
+
+/// Runs test programs and adds their closing lines to the tally.
+pub(crate) fn run_counted(command: &mut Command, tally: &mut Tally) -> Result<()> {
+    let succeeded = command::run_watched(command, |line| tally.add_line(line)).context("Cannot run tests")?;
+    if !succeeded {
+        tally.set_broken();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_programs_are_found_among_cargos_messages() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","profile":{"test":false},"executable":"/t/netbus"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","profile":{"test":true},"executable":"/t/deps/lan-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","profile":{"test":true},"executable":null}"#,
+            "\n{\"reason\":\"build-finished\",\"success\":true}\nnot json\n",
+        );
+        assert_eq!(test_programs(messages), ["/t/deps/lan-1"]);
+    }
+}
