@@ -31,8 +31,9 @@ pub trait DeviceClass: Send + Sync + 'static {
     /// How its attachments behave.
     fn policy(&self) -> ClassPolicy;
 
-    /// The devices of this class on this machine now. May block for tens of milliseconds; called on a blocking thread.
-    fn scan(&self) -> Vec<LocalDevice>;
+    /// The devices of this class on this machine now: those that the system lists, and those of the `known` identities
+    /// that it does not. May block for tens of milliseconds; called on a blocking thread.
+    fn scan(&self, known: &[Identity]) -> Vec<LocalDevice>;
 
     /// The identity of the device that a user names: a path, or a name from `scan`. Blocking.
     ///

@@ -12,7 +12,7 @@ use tracing::warn;
 use super::publication::{Device, PeerSession, Publication, Sessions, bounded};
 use super::store::{DeviceBytes, Publications, StoredLease, StoredPublication};
 use super::{Core, Input, Reply, error_chain};
-use crate::class::{Identified, OpenError, OpenedDevice};
+use crate::class::{Identified, Identity, OpenError, OpenedDevice};
 use crate::control::api::{self, Answer, ApiError, ErrorKind, Event, PublishedState};
 use crate::session::{SessionHandle, SessionId};
 
@@ -337,6 +337,11 @@ impl Host {
         for session in self.sessions.values() {
             session.handle.end(Reason::Shutdown, "The machine that has the device stopped Netbus for now");
         }
+    }
+
+    /// The identities of everything that is published.
+    pub(super) fn identities(&self) -> Vec<Identity> {
+        self.publications.values().map(|publication| publication.stored.identity.clone()).collect()
     }
 
     /// Everything that is published, as the control API tells it.

@@ -91,8 +91,9 @@ impl Engine {
 
     fn devices(&self, reply: Reply) {
         let registry = self.core.registry.clone();
+        let published = self.host.identities();
         tokio::task::spawn_blocking(move || {
-            let devices = registry.iter().flat_map(|class| class.scan()).collect();
+            let devices = registry.iter().flat_map(|class| class.scan(&published)).collect();
             reply.succeed(Answer::Devices { devices });
         });
     }

@@ -24,7 +24,7 @@ const MIB: u64 = 1 << 20;
 fn a_loop_device_is_listed_with_its_size_and_what_uses_it() {
     let Some(bench) = Bench::new() else { return };
     let device = LoopDevice::attach(&bench.image("image", 8 * MIB), &["--sector-size", "4096"]);
-    let listed = || BlockClass::new().scan().into_iter().find(|disk| disk.path == device.path).unwrap();
+    let listed = || BlockClass::new().scan(&[]).into_iter().find(|disk| disk.path == device.path).unwrap();
     let disk = listed();
     assert_eq!((disk.size, disk.block_size), (8 * MIB, 4096));
     assert_eq!(disk.model, "Loop device of image");

@@ -19,6 +19,7 @@ async fn an_image_file_is_used_elsewhere_by_nbd() {
     let image = folder.path().join("disk.img");
     std::fs::write(&image, vec![7; 1 << 20]).unwrap();
     attic.publish_device(&image.to_string_lossy(), "disk").await.unwrap();
+    assert!(attic.devices().await.iter().any(|device| device.path.ends_with("disk.img") && device.size == 1 << 20));
     let node = desk.subscribe("attic/disk", false).await.unwrap();
     let size = tokio::task::spawn_blocking(move || {
         let (mut client, size) = NbdClient::connect(&node);

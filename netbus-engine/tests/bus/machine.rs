@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netbus_engine::class::Registry;
 use netbus_engine::class::block::BlockClass;
+use netbus_engine::class::{LocalDevice, Registry};
 use netbus_engine::config::StateDir;
 use netbus_engine::control::api::{Answer, ApiError, Call, PairingCode, PublishedState, Status};
 use netbus_engine::control::{Engine as _, Progress};
@@ -90,6 +90,11 @@ impl Machine {
     pub(crate) async fn status(&self) -> Status {
         let Ok(Answer::Status(status)) = self.call(Call::Status).await else { panic!("no status") };
         status
+    }
+
+    pub(crate) async fn devices(&self) -> Vec<LocalDevice> {
+        let Ok(Answer::Devices { devices }) = self.call(Call::Devices).await else { panic!("no devices") };
+        devices
     }
 
     /// Pairs this machine, which shows the code, with `joiner`.

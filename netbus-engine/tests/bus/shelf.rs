@@ -75,7 +75,7 @@ impl DeviceClass for ShelfClass {
         ClassPolicy { replay: true, park_for: None, max_requests: 8, max_bytes: 64 * 1024 }
     }
 
-    fn scan(&self) -> Vec<LocalDevice> {
+    fn scan(&self, _known: &[Identity]) -> Vec<LocalDevice> {
         Vec::new()
     }
 

@@ -52,8 +52,9 @@ impl DeviceClass for BlockClass {
         ClassPolicy { replay: true, park_for: None, max_requests: 128, max_bytes: 16 * 1024 * 1024 }
     }
 
-    fn scan(&self) -> Vec<LocalDevice> {
-        scan::scan()
+    fn scan(&self, known: &[Identity]) -> Vec<LocalDevice> {
+        let images = known.iter().filter_map(identity::image);
+        scan::scan().into_iter().chain(images).collect()
     }
 
     fn identify(&self, device: &str, read_only: bool) -> Result<Identified, OpenError> {

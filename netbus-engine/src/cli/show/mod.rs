@@ -51,12 +51,13 @@ pub(super) fn devices(devices: &[LocalDevice]) -> String {
             device.name.clone(),
             device.path.display().to_string(),
             size(device.size),
+            device.block_size.to_string(),
             words([("removable", device.removable), ("read-only", device.read_only)]),
             device.model.clone(),
             device.used_by.join(", "),
         ]
     });
-    Table::new(["NAME", "PATH", "SIZE", "KIND", "MODEL", "USED BY"], rows).lines("")
+    Table::new(["NAME", "PATH", "SIZE", "SECTOR", "KIND", "MODEL", "USED BY"], rows).lines("")
 }
 
 /// Other machines.

@@ -146,9 +146,9 @@ fn devices_are_a_table() {
     stick.read_only = true;
     let system = LocalDevice { used_by: vec!["/".to_owned(), "/boot".to_owned()], ..disk("sda", 4 << 30) };
     let expected = "\
-NAME  PATH      SIZE       KIND                  MODEL       USED BY
-sda   /dev/sda  4.0 GiB                          Samsung T7  /, /boot
-sdc   /dev/sdc  931.5 GiB  removable, read-only  Samsung T7
+NAME  PATH      SIZE       SECTOR  KIND                  MODEL       USED BY
+sda   /dev/sda  4.0 GiB    512                           Samsung T7  /, /boot
+sdc   /dev/sdc  931.5 GiB  512     removable, read-only  Samsung T7
 ";
     assert_eq!(devices(&[system, stick]), expected);
 }

@@ -15,7 +15,7 @@ use super::slug::slug;
 use super::{Facts, Failures, encode, in_use, start, system};
 use crate::class::block::NAME;
 use crate::class::block::local::Description;
-use crate::class::{Identified, Identity, OpenError, OpenedDevice, Stamp};
+use crate::class::{Identified, Identity, LocalDevice, OpenError, OpenedDevice, Stamp};
 
 /// The value of the fact `kind` of an image file.
 pub(super) const KIND: &str = "file";
@@ -90,6 +90,25 @@ pub(super) fn locate(identity: &Identity) -> Result<Bytes, OpenError> {
     let geometry = geometry(&path, metadata.len())?;
     refuse_users(&path, true)?;
     Ok(encode(geometry))
+}
+
+/// How the file is listed among this machine's devices.
+pub(super) fn list(identity: &Identity) -> Option<LocalDevice> {
+    let path = find(identity).ok()?;
+    let metadata = fs::metadata(&path).ok()?;
+    let geometry = geometry(&path, metadata.len()).ok()?;
+    Some(LocalDevice {
+        class: NAME.to_owned(),
+        name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        model: "Image file".to_owned(),
+        serial: None,
+        size: geometry.size,
+        block_size: geometry.block_size,
+        removable: false,
+        read_only: metadata.permissions().readonly(),
+        used_by: Vec::new(),
+        path,
+    })
 }
 
 /// When the file was written last. Files keep that across reboots.

@@ -31,7 +31,7 @@ use linux as system;
 use portable as system;
 
 use super::local::{Description, LocalBackend, Medium};
-use crate::class::{Identified, Identity, OpenError, OpenedDevice, Stamp};
+use crate::class::{Identified, Identity, LocalDevice, OpenError, OpenedDevice, Stamp};
 
 /// The fact that tells files, disks and partitions apart.
 const KIND: &str = "kind";
@@ -74,6 +74,12 @@ pub(super) fn locate(identity: &Identity) -> Result<Bytes, OpenError> {
         Some(file::KIND) => file::locate(identity),
         _ => system::locate_disk(identity),
     }
+}
+
+/// How a known image file is listed; `None` for a disk, which the system lists, and while the file is not there.
+pub(super) fn image(identity: &Identity) -> Option<LocalDevice> {
+    let is_file = identity.facts.get(KIND).is_some_and(|kind| kind == file::KIND);
+    if is_file { file::list(identity) } else { None }
 }
 
 /// What the content of a device looks like now; `None` when it is not here.
