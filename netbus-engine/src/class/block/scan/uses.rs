@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::linux::{Disk, Kind, Snapshot, System, attribute};
 
@@ -126,10 +127,14 @@ impl Use {
     }
 }
 
-/// Whether two paths lead to one file, as a hard link or a bind mount makes them.
+/// Whether two paths lead to one file, as a hard link or a bind mount makes them. Asks for what the kernel knows by
+/// itself: the file behind some loop device may be on a file system whose server does not answer.
 fn is_same_file(one: &Path, other: &Path) -> bool {
-    let id = |path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
-    matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
+    let id = |path| {
+        let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
+        Some((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+    };
+    id(one).is_some_and(|one| id(other) == Some(one))
 }
 
 /// The mounts that this process sees.
