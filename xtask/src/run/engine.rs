@@ -1,5 +1,6 @@
 //! The daemons: two for the demonstration and one that stays.
 
+use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -153,6 +154,12 @@ pub(super) fn leave_running(program: &Path, log_path: &Path) -> Result<Option<u3
     }
     let log = OpenOptions::new().create(true).append(true).open(log_path)?;
     let mut command = Command::new(program);
+    // Another user's daemon may have the usual port. Others learn the port from the network, so any will do.
+    let port = first_free_port(DEFAULT_PORT)?;
+    if env::var_os("NETBUS_PORT").is_none() && port != DEFAULT_PORT {
+        println!("Another program has port {DEFAULT_PORT}, so this daemon takes {port}.");
+        command.env("NETBUS_PORT", port.to_string());
+    }
     command.arg("daemon").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     detach(&mut command);
     let mut daemon = command.spawn().with_context(|| format!("Cannot start {}", program.display()))?;
