@@ -131,7 +131,7 @@ async fn stop_signal() -> &'static str {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         },
-        // Without signals the daemon is stopped by `netbus shutdown` or killed.
+        // Without signals the daemon is stopped by `netbus stop` or killed.
         (Err(_), _) | (_, Err(_)) => std::future::pending().await,
     }
 }

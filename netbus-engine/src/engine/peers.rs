@@ -30,6 +30,9 @@ const MAX_SESSIONS_PER_PEER: usize = 4;
 /// Links of strangers that may want to pair.
 const MAX_UNPAIRED: usize = 8;
 
+/// How long a stranger's session may last; a pairing takes less, and places for strangers are few.
+const UNPAIRED_TIME: Duration = Duration::from_secs(30);
+
 /// Waiting times between attempts to reach a paired peer grow from the first to the second.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -78,6 +81,7 @@ enum LinkState {
 struct Incoming {
     handle: SessionHandle,
     paired: bool,
+    since: Instant,
     purpose: Option<Purpose>,
     /// Its display name, once it has said it.
     name: String,
@@ -157,7 +161,10 @@ impl Peers {
         }
         let handle = start_session(core, accepted.stream, Role::Acceptor { paired }, accepted.peer);
         let exporter = accepted.exporter;
-        self.incoming.insert(handle.id, Incoming { handle, paired, purpose: None, name: String::new(), exporter });
+        self.incoming.insert(
+            handle.id,
+            Incoming { handle, paired, since: Instant::now(), purpose: None, name: String::new(), exporter },
+        );
     }
 
     /// HELLO was exchanged. Gives the session that a peer opened.
@@ -321,6 +328,10 @@ impl Peers {
     pub(super) fn handle_timeout(&mut self, core: &Core, now: Instant) {
         if self.window.as_ref().is_some_and(|window| window.is_closed(now)) {
             self.window = None;
+        }
+        let overdue = |incoming: &&Incoming| !incoming.paired && now > incoming.since + UNPAIRED_TIME;
+        for incoming in self.incoming.values().filter(overdue) {
+            incoming.handle.end(Reason::Busy, "Pairing took too long: try again");
         }
         let due: Vec<Fingerprint> = self
             .links
