@@ -87,7 +87,7 @@ fn tell(attic: &mut Engine, desk: &mut Engine, kind: Kind, folder: &Path) -> Res
     let image_path = image.path().display().to_string();
     attic.call(&["publish", &image_path, "--name", "backup"]).context("Step 4, publishing")?;
     let mut subscribe = vec!["subscribe", "attic/backup", "--as", kind.word()];
-    subscribe.extend(address.iter().flat_map(|address| ["--peer", address]));
+    subscribe.extend(address.iter().flat_map(|address| ["--address", address]));
     let printed = desk.call(&subscribe).context("Step 4, subscribing")?;
     println!("       desk has attic's disk as {printed}");
     let node = kind.node(printed, folder.join("fetched.img"));
