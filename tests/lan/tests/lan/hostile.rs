@@ -188,6 +188,27 @@ fn links_that_never_get_on_with_it_are_ended() -> anyhow::Result<()> {
 }
 
 #[test]
+fn strangers_that_only_answer_pings_keep_nobody_from_pairing() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let stranger = identity_of(&scene.rogue.folder.join("stranger"))?;
+    scene.rogue.inside(|| {
+        let mut link = Rogue::connect(scene.address, &stranger)?;
+        link.greet(VERSION, Purpose::Pairing)?;
+        let start = Instant::now();
+        loop {
+            assert!(start.elapsed() < netbus_lan_tests::PATIENCE, "The stranger may stay");
+            if let Control::Goodbye(goodbye) = link.control()? {
+                assert_eq!(goodbye.reason, Reason::Busy, "{}", goodbye.text);
+                return Ok(());
+            }
+        }
+    })
+}
+
+#[test]
 fn a_peer_reaches_nothing_beyond_its_lease() -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
