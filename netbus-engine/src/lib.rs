@@ -8,6 +8,8 @@
 //! - [`backend`]: what does the I/O: a local device or a peer that has it.
 //! - [`frontend`]: what applications see, and the queue they put requests into.
 //! - [`channel`]: the attachment that joins the two.
+//! - [`buffers`]: memory for large payloads, used again.
+//! - [`outbox`]: queues that whoever fills them also empties: how frames and replies leave without a task.
 //! - [`session`]: links to other machines, up to messages of open channels.
 //! - [`identity`]: this machine's key, whom it trusts, and how machines come to trust each other.
 //! - [`discovery`]: who is on the network.
@@ -17,6 +19,7 @@
 //! - [`config`]: what is kept on disk, and where.
 
 pub mod backend;
+pub mod buffers;
 pub mod channel;
 pub mod class;
 pub mod cli;
@@ -27,4 +30,5 @@ pub mod discovery;
 pub mod engine;
 pub mod frontend;
 pub mod identity;
+pub mod outbox;
 pub mod session;

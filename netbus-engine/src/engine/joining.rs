@@ -49,12 +49,12 @@ pub(super) async fn join(
     code: String,
 ) -> Result<Joined, JoinError> {
     let dialed = dial::dial(addresses, tls::client_config(&identity, None)).await?;
-    let (fingerprint, address) = (dialed.peer, dialed.address);
-    let joiner = Joiner::new(&code, identity.fingerprint(), fingerprint, dialed.exporter);
+    let (fingerprint, address) = (dialed.link.peer, dialed.address);
+    let joiner = Joiner::new(&code, identity.fingerprint(), fingerprint, dialed.link.exporter);
     let (events, mut heard) = mpsc::channel(16);
     let setup = Setup { name, role: Role::Dialer(Purpose::Pairing) };
     // Nobody else ever hears of this session, so any number serves.
-    let handle = session::spawn(dialed.stream, &setup, SessionId(0), fingerprint, events);
+    let handle = session::spawn(dialed.link, &setup, SessionId(0), events);
     let pairing = tokio::time::timeout(PAIRING_TIME, converse(&handle, joiner, &mut heard));
     let name = pairing.await.map_err(|_| JoinError::Slow).flatten();
     handle.end(Reason::Shutdown, "Pairing is done");

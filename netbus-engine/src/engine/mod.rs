@@ -43,8 +43,8 @@ use crate::control::api::{Answer, ApiError, Call, ErrorKind, Event};
 use crate::discovery;
 use crate::frontend::Frontend;
 use crate::identity::keys::Identity;
-use crate::session::accept::Accepted;
 use crate::session::dial::{DialError, Dialed};
+use crate::session::secure::Secured;
 use crate::session::{self, SessionEvent, SessionHandle, SessionId};
 
 /// How long each step of a shutdown may take before it goes on without.
@@ -71,7 +71,7 @@ pub struct Parts {
     /// Where nodes are made.
     pub runtime_dir: PathBuf,
     /// Links from others.
-    pub accepted: mpsc::Receiver<Accepted>,
+    pub accepted: mpsc::Receiver<Secured>,
     /// Who is on the network, and the way to ask again; none where discovery does not work.
     pub discovery: Option<(discovery::Discovery, mpsc::Receiver<discovery::Event>)>,
     /// What the user should know from the start.
@@ -226,7 +226,7 @@ struct Engine {
     peers: Peers,
     inputs: mpsc::UnboundedReceiver<Input>,
     session_events: mpsc::Receiver<(SessionId, SessionEvent)>,
-    accepted: mpsc::Receiver<Accepted>,
+    accepted: mpsc::Receiver<Secured>,
     discovered: Option<mpsc::Receiver<discovery::Event>>,
     discovery: Option<discovery::Discovery>,
     /// Channels that users want and that are not offered yet.
@@ -237,7 +237,7 @@ struct Engine {
 enum Action {
     Input(Input),
     Session(SessionId, SessionEvent),
-    Accepted(Box<Accepted>),
+    Accepted(Box<Secured>),
     Discovered(discovery::Event),
     Tick,
 }
@@ -460,12 +460,8 @@ impl Engine {
 }
 
 /// Starts a session and keeps the way to it.
-fn start_session<S>(core: &Core, stream: S, role: Role, peer: Fingerprint) -> SessionHandle
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + 'static,
-{
-    let id = core.next_session();
-    session::spawn(stream, &core.setup(role), id, peer, core.session_events.clone())
+fn start_session(core: &Core, link: Secured, role: Role) -> SessionHandle {
+    session::spawn(link, &core.setup(role), core.next_session(), core.session_events.clone())
 }
 
 /// Wall-clock seconds, for people to read.

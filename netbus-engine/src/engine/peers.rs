@@ -20,8 +20,8 @@ use crate::discovery;
 use crate::identity::pairing::{HostOutcome, HostWindow};
 use crate::identity::tls::{self, HandshakeError};
 use crate::identity::trust::TrustStore;
-use crate::session::accept::Accepted;
 use crate::session::dial::{self, DialError, Dialed};
+use crate::session::secure::Secured;
 use crate::session::{SessionHandle, SessionId};
 
 /// Sessions that one paired peer may have opened here; an old one may still be dying when the next comes.
@@ -147,7 +147,7 @@ impl Peers {
     }
 
     /// A link from another machine.
-    pub(super) fn accepted(&mut self, core: &Core, accepted: Accepted) {
+    pub(super) fn accepted(&mut self, core: &Core, accepted: Secured) {
         let paired = self.trust.contains(accepted.peer);
         let (open, limit) = if paired {
             let of_peer = |incoming: &&Incoming| incoming.handle.peer == accepted.peer;
@@ -159,8 +159,8 @@ impl Peers {
             debug!(paired, "Refused a link: too many are open");
             return;
         }
-        let handle = start_session(core, accepted.stream, Role::Acceptor { paired }, accepted.peer);
         let exporter = accepted.exporter;
+        let handle = start_session(core, accepted, Role::Acceptor { paired });
         self.incoming.insert(
             handle.id,
             Incoming { handle, paired, since: Instant::now(), purpose: None, name: String::new(), exporter },
@@ -369,7 +369,7 @@ impl Peers {
         let link = self.links.get_mut(&peer).filter(dialing)?;
         match result {
             Ok(dialed) => {
-                let handle = start_session(core, dialed.stream, Role::Dialer(Purpose::Session), peer);
+                let handle = start_session(core, dialed.link, Role::Dialer(Purpose::Session));
                 link.state = LinkState::Greeting(handle);
                 if self.trust.reached(peer, dialed.address) {
                     core.store(&self.trust.stored());

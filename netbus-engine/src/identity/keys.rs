@@ -110,6 +110,15 @@ impl Identity {
     }
 }
 
+#[cfg(test)]
+impl Identity {
+    /// A new one that is kept nowhere.
+    pub(crate) fn fresh() -> Self {
+        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).expect("the system has random numbers");
+        Self::of_pkcs8(pkcs8.as_ref()).expect("a new key is sound")
+    }
+}
+
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("fingerprint", &self.fingerprint).finish_non_exhaustive()

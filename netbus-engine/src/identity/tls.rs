@@ -246,12 +246,10 @@ mod tests {
     use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
     use super::*;
-    use crate::config::StateDir;
-    use crate::identity::keys;
 
     #[tokio::test]
     async fn both_sides_prove_their_keys_and_share_a_secret() {
-        let (host, guest) = (identity(), identity());
+        let (host, guest) = (Identity::fresh(), Identity::fresh());
         let (here, there) = shake(client_config(&guest, Some(host.fingerprint())), server_config(&host)).await;
         let (mut here, mut there) = (here.unwrap(), there.unwrap());
         assert_eq!(peer_fingerprint(here.get_ref().1), Some(host.fingerprint()));
@@ -266,7 +264,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_key_is_named() {
-        let (host, guest, paired) = (identity(), identity(), identity());
+        let (host, guest, paired) = (Identity::fresh(), Identity::fresh(), Identity::fresh());
         let (here, there) = shake(client_config(&guest, Some(paired.fingerprint())), server_config(&host)).await;
         assert!(there.is_err());
         let error = explain(here.unwrap_err());
@@ -276,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn another_protocol_version_is_refused_and_told() {
-        let (host, guest) = (identity(), identity());
+        let (host, guest) = (Identity::fresh(), Identity::fresh());
         let mut config = ClientConfig::clone(&client_config(&guest, None));
         config.alpn_protocols = vec![b"netbus/9".to_vec()];
         let (here, there) = shake(Arc::new(config), server_config(&host)).await;
@@ -286,7 +284,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_without_a_key_gets_nowhere() {
-        let host = identity();
+        let host = Identity::fresh();
         let config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
             .with_protocol_versions(&[&TLS13])
             .unwrap()
@@ -304,11 +302,5 @@ mod tests {
         let (here, there) = duplex(64 * 1024);
         let name = ServerName::try_from("netbus").unwrap();
         tokio::join!(TlsConnector::from(client).connect(name, here), TlsAcceptor::from(server).accept(there))
-    }
-
-    fn identity() -> Identity {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::open(folder.path().join("state")).unwrap();
-        keys::load_or_create(&state, None).unwrap()
     }
 }

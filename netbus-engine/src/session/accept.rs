@@ -5,17 +5,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use netbus_proto::ids::Fingerprint;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use crate::identity::tls;
-
 use super::link;
+use super::secure::{self, Secured};
 
 /// How long a link has for its TLS handshake.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -26,19 +22,9 @@ const MAX_HALF_OPEN: usize = 64;
 /// Links whose handshake is under way, from one address: one stranger does not lock out the others.
 const MAX_HALF_OPEN_PER_ADDRESS: usize = 8;
 
-/// A link whose other side has proved to have a key; whether the key is trusted is the engine's matter.
-pub struct Accepted {
-    /// The link.
-    pub stream: TlsStream<TcpStream>,
-    /// The key's fingerprint.
-    pub peer: Fingerprint,
-    /// What both ends of this link know and nobody else; it binds a pairing to the link.
-    pub exporter: [u8; 32],
-}
-
-/// Accepts links until the receiver is gone.
-pub async fn accept_links(listener: TcpListener, config: Arc<ServerConfig>, accepted: mpsc::Sender<Accepted>) {
-    let acceptor = TlsAcceptor::from(config);
+/// Accepts links until the receiver is gone. Whether the key that the other side proved is trusted is the engine's
+/// matter.
+pub async fn accept_links(listener: TcpListener, config: Arc<ServerConfig>, accepted: mpsc::Sender<Secured>) {
     let half_open = Arc::new(HalfOpen::default());
     while !accepted.is_closed() {
         let (stream, address) = match listener.accept().await {
@@ -54,10 +40,10 @@ pub async fn accept_links(listener: TcpListener, config: Arc<ServerConfig>, acce
             debug!("Refused a link: too many are half open");
             continue;
         };
-        let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
+        let (config, accepted) = (Arc::clone(&config), accepted.clone());
         tokio::spawn(async move {
             tokio::select! {
-                link = shake_hands(stream, &acceptor) => {
+                link = shake_hands(stream, config) => {
                     if let Some(link) = link {
                         drop(accepted.send(link).await);
                     }
@@ -70,18 +56,9 @@ pub async fn accept_links(listener: TcpListener, config: Arc<ServerConfig>, acce
     }
 }
 
-async fn shake_hands(stream: TcpStream, acceptor: &TlsAcceptor) -> Option<Accepted> {
+async fn shake_hands(stream: TcpStream, config: Arc<ServerConfig>) -> Option<Secured> {
     link::prepare(&stream).ok()?;
-    let stream = match acceptor.accept(stream).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            debug!(%error, "A link failed its handshake");
-            return None;
-        }
-    };
-    let peer = tls::peer_fingerprint(stream.get_ref().1)?;
-    let exporter = tls::exporter(stream.get_ref().1)?;
-    Some(Accepted { stream, peer, exporter })
+    secure::accept(stream, config).await.inspect_err(|error| debug!(%error, "A link failed its handshake")).ok()
 }
 
 /// The links whose handshake is under way.

@@ -5,26 +5,18 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use netbus_proto::ids::Fingerprint;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use crate::identity::tls::{self, HandshakeError};
 
 use super::accept::HANDSHAKE_TIME;
 use super::link;
+use super::secure::{self, Secured};
 
 /// A link whose other side has proved to have the key that was asked for.
 pub struct Dialed {
     /// The link.
-    pub stream: TlsStream<TcpStream>,
-    /// The key's fingerprint.
-    pub peer: Fingerprint,
-    /// What both ends of this link know and nobody else; it binds a pairing to the link.
-    pub exporter: [u8; 32],
+    pub link: Secured,
     /// Where it was reached.
     pub address: SocketAddr,
 }
@@ -60,9 +52,8 @@ pub enum DialError {
 /// # Errors
 /// The most telling error: one of a handshake before one of a connection.
 pub async fn dial(addresses: Vec<SocketAddr>, config: Arc<ClientConfig>) -> Result<Dialed, DialError> {
-    let connector = TlsConnector::from(config);
     let mut attempts: FuturesUnordered<_> =
-        addresses.into_iter().map(|address| dial_one(address, connector.clone())).collect();
+        addresses.into_iter().map(|address| dial_one(address, Arc::clone(&config))).collect();
     let mut told = DialError::NoAddress;
     while let Some(result) = attempts.next().await {
         match result {
@@ -74,17 +65,12 @@ pub async fn dial(addresses: Vec<SocketAddr>, config: Arc<ClientConfig>) -> Resu
     Err(told)
 }
 
-async fn dial_one(address: SocketAddr, connector: TlsConnector) -> Result<Dialed, DialError> {
+async fn dial_one(address: SocketAddr, config: Arc<ClientConfig>) -> Result<Dialed, DialError> {
     let unreachable = |source| DialError::Unreachable { address, source };
     let stream = link::dial(address).await.map_err(unreachable)?;
-    // Peers are known by their keys; the name plays no part.
-    let name = ServerName::from(address.ip());
-    let stream = tokio::time::timeout(HANDSHAKE_TIME, connector.connect(name, stream))
+    let link = tokio::time::timeout(HANDSHAKE_TIME, secure::connect(stream, config))
         .await
         .map_err(|_| unreachable(std::io::Error::new(std::io::ErrorKind::TimedOut, "The handshake took too long")))?
         .map_err(|error| DialError::Handshake { address, source: tls::explain(error) })?;
-    match (tls::peer_fingerprint(stream.get_ref().1), tls::exporter(stream.get_ref().1)) {
-        (Some(peer), Some(exporter)) => Ok(Dialed { stream, peer, exporter, address }),
-        (None, _) | (_, None) => Err(unreachable(std::io::Error::other("The other side has no key"))),
-    }
+    Ok(Dialed { link, address })
 }

@@ -1,35 +1,39 @@
 //! Sessions over links: the state machine of `netbus_proto::session` with sockets, tasks and time.
 //!
-//! Three tasks serve one session. The *reader* takes whole messages from the link: control messages go to the actor,
-//! all others straight to the route of their channel. The *writer* puts frames on the link in the order in which they
-//! were handed over. The *actor* owns the state machine and tells the engine what happened. The reader never waits for
-//! the writer, so two peers that both have much to send cannot stop each other; what is in memory is bounded by the
-//! credits of the grants (protocol.md, "Credits").
+//! The *receiver*, a task, takes whole messages from the link: control messages go to the actor, all others straight to
+//! the route of their channel. *Sending* needs no task: whoever hands a frame over puts it on the link, in the order in
+//! which they were handed over, unless the link takes no more at present. The *actor* owns the state machine and tells
+//! the engine what happened. The receiver never waits for what is sent, so two peers that both have much to send cannot
+//! stop each other; what is in memory is bounded by the credits of the grants (protocol.md, "Credits").
 //!
 //! - [`link`]: the sockets and their options; [`dial`] and [`accept`] bring a link up to a proven key.
+//! - [`secure`]: the handshake; `record`: the records behind it; `receiving` and `sending`: the two directions.
 //! - [`routes`]: which open channel a message belongs to.
 
 pub mod accept;
 pub mod dial;
 pub mod link;
+mod receiving;
+mod record;
 pub mod routes;
+pub mod secure;
+mod sending;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use netbus_proto::ids::{Fingerprint, Tag};
 use netbus_proto::session::{End, Event, Session, Setup};
 use netbus_proto::wire::control::{Control, Purpose, Reason};
-use netbus_proto::wire::header::CONTROL;
-use netbus_proto::wire::{DecodeError, HEADER_LEN, Header};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 pub use netbus_proto::lease::SessionId;
 
+use self::receiving::{Activity, Incoming, Receiver};
 use self::routes::Routes;
+use self::secure::Secured;
+pub use self::sending::{Frame, FrameSender};
 
 /// How long a session may take to put its last messages on the link.
 const FAREWELL_TIME: Duration = Duration::from_secs(2);
@@ -37,33 +41,9 @@ const FAREWELL_TIME: Duration = Duration::from_secs(2);
 /// Control messages read and not yet handled; beyond it, the reader waits and TCP slows the peer down.
 const CONTROL_QUEUE: usize = 64;
 
-/// A message ready for the link.
-#[derive(Debug)]
-pub struct Frame {
-    /// Its header; `body_len` is the sum of the two parts.
-    pub header: Header,
-    /// The first part of the body: the device-specific header, or a control body.
-    pub args: Bytes,
-    /// The second part of the body: the payload.
-    pub data: Bytes,
-}
-
-/// Where frames are handed over to the writer. Unbounded, since the credits of the grants bound what is in it.
-#[derive(Clone)]
-pub struct FrameSender(mpsc::UnboundedSender<Outgoing>);
-
-impl FrameSender {
-    /// Hands a frame over. When the session is over it goes nowhere, which the session has told already.
-    pub fn send(&self, frame: Frame) {
-        let _ = self.0.send(Outgoing::Frame(frame));
-    }
-}
-
-enum Outgoing {
-    Frame(Frame),
-    /// Nothing follows; the link is closed.
-    End,
-}
+/// Records in one direction after which a link is replaced by a new one: early enough that what is under way does not
+/// wear its keys out before that is done.
+const WORN: u64 = record::MAX_RECORDS - (1 << 21);
 
 /// What the engine holds of a session. Dropping it does not end the session.
 #[derive(Clone)]
@@ -137,33 +117,23 @@ impl SessionHandle {
 }
 
 /// Starts a session on a link whose TLS handshake is done. `events` gets everything it has to tell.
-pub fn spawn<S>(
-    stream: S,
+pub fn spawn(
+    link: Secured,
     setup: &Setup,
     id: SessionId,
-    peer: Fingerprint,
     events: mpsc::Sender<(SessionId, SessionEvent)>,
-) -> SessionHandle
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-{
-    let (read, write) = tokio::io::split(stream);
-    let (frames, frame_queue) = mpsc::unbounded_channel();
-    let frames = FrameSender(frames);
+) -> SessionHandle {
+    let Secured { stream, sealer, opener, peer, exporter: _ } = link;
+    let (read, write) = stream.into_split();
+    let frames = FrameSender::new(write, sealer);
     let (commands, command_queue) = mpsc::unbounded_channel();
     let (incoming, incoming_queue) = mpsc::channel(CONTROL_QUEUE);
     let routes = Arc::new(Routes::new(frames.clone()));
     let started = Instant::now();
-    let activity = Arc::new(Activity { started, milliseconds: AtomicU64::new(0) });
-    let reader = Reader {
-        read,
-        activity: Arc::clone(&activity),
-        routes: Arc::clone(&routes),
-        incoming,
-        buffer: BytesMut::new(),
-    };
-    let reader = tokio::spawn(reader.run());
-    let writer = tokio::spawn(write_frames(write, frame_queue));
+    let activity = Arc::new(Activity::new(started));
+    let receiver = Receiver::new(read, opener, Arc::clone(&activity), Arc::clone(&routes), incoming);
+    let reader = tokio::spawn(receiver.run());
+    let writer = tokio::spawn(frames.clone().serve());
     let actor = Actor {
         id,
         session: Session::new(setup, started),
@@ -178,138 +148,6 @@ where
     };
     tokio::spawn(actor.run());
     SessionHandle { id, peer, routes, frames, commands }
-}
-
-/// When the last byte arrived, shared between reader and actor.
-struct Activity {
-    started: Instant,
-    milliseconds: AtomicU64,
-}
-
-impl Activity {
-    fn note(&self) {
-        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.milliseconds.store(elapsed, Ordering::Relaxed);
-    }
-
-    fn last(&self) -> Instant {
-        self.started + Duration::from_millis(self.milliseconds.load(Ordering::Relaxed))
-    }
-}
-
-/// What the reader found.
-enum Incoming {
-    /// A header, to be admitted before its body is read.
-    Header(Header, tokio::sync::oneshot::Sender<()>),
-    Control(Header, Bytes),
-    Malformed(DecodeError),
-    Lost(String),
-}
-
-struct Reader<S> {
-    read: ReadHalf<S>,
-    activity: Arc<Activity>,
-    routes: Arc<Routes>,
-    incoming: mpsc::Sender<Incoming>,
-    buffer: BytesMut,
-}
-
-impl<S: AsyncRead + AsyncWrite + Send + 'static> Reader<S> {
-    async fn run(mut self) {
-        let end = loop {
-            match self.read_message().await {
-                Ok(()) => {}
-                Err(end) => break end,
-            }
-        };
-        // The actor may be gone already; then nobody needs to know.
-        let _ = self.incoming.send(end).await;
-    }
-
-    async fn read_message(&mut self) -> Result<(), Incoming> {
-        self.fill(HEADER_LEN).await?;
-        let bytes: [u8; HEADER_LEN] = self.buffer[..HEADER_LEN].try_into().expect("just filled");
-        let header = Header::decode(&bytes).map_err(Incoming::Malformed)?;
-        // Channel traffic is only admitted by a route, and a route exists only in an open session.
-        if header.class == CONTROL {
-            self.admit(&header).await?;
-        } else {
-            self.routes.admit(&header).map_err(Incoming::Malformed)?;
-        }
-        let _ = self.buffer.split_to(HEADER_LEN);
-        let body_len = header.body_len as usize;
-        self.fill(body_len).await?;
-        let body = self.buffer.split_to(body_len).freeze();
-        if header.class == CONTROL {
-            let gone = |_| Incoming::Lost("The session is over".to_owned());
-            return self.incoming.send(Incoming::Control(header, body)).await.map_err(gone);
-        }
-        self.routes.deliver(&header, body).map_err(Incoming::Malformed)
-    }
-
-    /// Asks the actor, who knows the session's state, whether the body may be read.
-    async fn admit(&mut self, header: &Header) -> Result<(), Incoming> {
-        let gone = || Incoming::Lost("The session is over".to_owned());
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.incoming.send(Incoming::Header(*header, sender)).await.map_err(|_| gone())?;
-        receiver.await.map_err(|_| gone())
-    }
-
-    /// Reads until the buffer holds `length` bytes.
-    async fn fill(&mut self, length: usize) -> Result<(), Incoming> {
-        // Room for the next header beside a body saves a system call per message.
-        self.buffer.reserve((length + HEADER_LEN).saturating_sub(self.buffer.len()));
-        while self.buffer.len() < length {
-            let read = self.read.read_buf(&mut self.buffer).await;
-            match read {
-                Ok(0) => return Err(Incoming::Lost("The other side closed the link".to_owned())),
-                Ok(_) => self.activity.note(),
-                Err(error) => return Err(Incoming::Lost(format!("The link broke: {error}"))),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Puts frames on the link until all senders are gone or the link breaks.
-async fn write_frames<S: AsyncWrite>(mut write: WriteHalf<S>, mut queue: mpsc::UnboundedReceiver<Outgoing>) {
-    /// Payloads from this size on are written from where they are; smaller ones are gathered first.
-    const GATHER_LIMIT: usize = 16 * 1024;
-    let mut gathered = BytesMut::with_capacity(4 * GATHER_LIMIT);
-    let mut batch = Vec::with_capacity(64);
-    let mut over = false;
-    while !over && queue.recv_many(&mut batch, 64).await > 0 {
-        for outgoing in batch.drain(..) {
-            let frame = match outgoing {
-                Outgoing::Frame(frame) => frame,
-                Outgoing::End => {
-                    over = true;
-                    break;
-                }
-            };
-            gathered.extend_from_slice(&frame.header.encode());
-            gathered.extend_from_slice(&frame.args);
-            let large = frame.data.len() >= GATHER_LIMIT;
-            if !large {
-                gathered.extend_from_slice(&frame.data);
-            }
-            if large || gathered.len() >= 2 * GATHER_LIMIT {
-                if write.write_all(&gathered).await.is_err() {
-                    return;
-                }
-                gathered.clear();
-            }
-            if large && write.write_all(&frame.data).await.is_err() {
-                return;
-            }
-        }
-        if write.write_all(&gathered).await.is_err() || write.flush().await.is_err() {
-            return;
-        }
-        gathered.clear();
-    }
-    // The peer has GOODBYE by now; whether it also takes the closing of the link is its own matter.
-    let _ = write.shutdown().await;
 }
 
 struct Actor {
@@ -396,6 +234,9 @@ impl Actor {
             Action::Time => {
                 self.session.handle_bytes(self.activity.last());
                 self.session.handle_timeout(now);
+                if self.frames.records().max(self.activity.records()) > WORN {
+                    self.session.end(Reason::Shutdown, "The keys of the link are used up; a new link follows");
+                }
             }
         }
         None
@@ -412,9 +253,9 @@ impl Actor {
         self.transmit();
         self.routes.close();
         self.commands.close();
-        let _ = self.frames.0.send(Outgoing::End);
+        self.frames.end();
         if !self.writer.is_finished() && tokio::time::timeout(FAREWELL_TIME, &mut self.writer).await.is_err() {
-            self.writer.abort();
+            self.frames.close();
         }
     }
 }

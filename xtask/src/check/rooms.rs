@@ -19,13 +19,15 @@ struct Room {
 }
 
 /// Lower rooms first. A room that is not here does not pass: its author decides where it belongs.
-const ROOMS: [Room; 12] = [
+const ROOMS: [Room; 14] = [
     Room { name: "config", uses: &[] },
     Room { name: "discovery", uses: &[] },
     Room { name: "identity", uses: &["config"] },
-    Room { name: "session", uses: &["identity"] },
+    Room { name: "buffers", uses: &[] },
+    Room { name: "outbox", uses: &[] },
+    Room { name: "session", uses: &["buffers", "identity", "outbox"] },
     // A device is the same whether a peer or an application uses it: no class knows of peers, leases or the owner.
-    Room { name: "class", uses: &["backend", "frontend"] },
+    Room { name: "class", uses: &["backend", "buffers", "frontend", "outbox"] },
     Room { name: "backend", uses: &["class", "session"] },
     Room { name: "frontend", uses: &["class", "channel", "session"] },
     Room { name: "channel", uses: &["class", "backend", "frontend"] },

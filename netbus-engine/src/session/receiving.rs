@@ -1,0 +1,249 @@
+//! The way into a session: records of its link become messages.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use netbus_proto::wire::header::CONTROL;
+use netbus_proto::wire::{DecodeError, HEADER_LEN, Header};
+use tokio::io::AsyncReadExt;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::sync::{mpsc, oneshot};
+
+use super::record::{self, Content, Opener};
+use super::routes::Routes;
+use crate::buffers::Buffer;
+use crate::outbox::Plug;
+
+/// How much is taken from the link at a time, in bytes.
+const BUFFER: usize = 256 * 1024;
+
+/// When the last bytes arrived and how many records have, shared between receiver and actor.
+pub(super) struct Activity {
+    started: Instant,
+    milliseconds: AtomicU64,
+    records: AtomicU64,
+}
+
+impl Activity {
+    pub(super) fn new(started: Instant) -> Self {
+        Self { started, milliseconds: AtomicU64::new(0), records: AtomicU64::new(0) }
+    }
+
+    fn note(&self) {
+        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.milliseconds.store(elapsed, Ordering::Relaxed);
+    }
+
+    /// When the last bytes arrived.
+    pub(super) fn last(&self) -> Instant {
+        self.started + Duration::from_millis(self.milliseconds.load(Ordering::Relaxed))
+    }
+
+    /// Records received so far.
+    pub(super) fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+}
+
+/// What the receiver tells the actor.
+pub(super) enum Incoming {
+    /// A header, to be admitted before its body is read.
+    Header(Header, oneshot::Sender<()>),
+    Control(Header, Bytes),
+    Malformed(DecodeError),
+    Lost(String),
+}
+
+/// Takes messages from the link until it ends.
+pub(super) struct Receiver {
+    read: OwnedReadHalf,
+    opener: Opener,
+    activity: Arc<Activity>,
+    routes: Arc<Routes>,
+    incoming: mpsc::Sender<Incoming>,
+    /// What arrived; from `start` to `end` it has not been opened yet.
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    /// Opened and not yet taken, a part of `buffer`.
+    plain: std::ops::Range<usize>,
+    message: Message,
+}
+
+/// The message that is being put together.
+enum Message {
+    Header {
+        bytes: [u8; HEADER_LEN],
+        have: usize,
+    },
+    /// Of the control class; the actor has to admit its body.
+    Unadmitted(Header),
+    Body {
+        header: Header,
+        body: Buffer,
+        have: usize,
+    },
+}
+
+const NO_HEADER: Message = Message::Header { bytes: [0; HEADER_LEN], have: 0 };
+
+/// What has to happen before more messages can be taken.
+enum Need {
+    /// More has to arrive.
+    Bytes,
+    /// The actor has to admit a body.
+    Admission(Header),
+    /// The actor has to take a message.
+    Delivery(Header, Bytes),
+}
+
+impl Receiver {
+    pub(super) fn new(
+        read: OwnedReadHalf,
+        opener: Opener,
+        activity: Arc<Activity>,
+        routes: Arc<Routes>,
+        incoming: mpsc::Sender<Incoming>,
+    ) -> Self {
+        let buffer = vec![0; BUFFER].into_boxed_slice();
+        Self { read, opener, activity, routes, incoming, buffer, start: 0, end: 0, plain: 0..0, message: NO_HEADER }
+    }
+
+    pub(super) async fn run(mut self) {
+        let end = loop {
+            match self.step().await {
+                Ok(()) => {}
+                Err(end) => break end,
+            }
+        };
+        // The actor may be gone already; then nobody needs to know.
+        let _ = self.incoming.send(end).await;
+    }
+
+    async fn step(&mut self) -> Result<(), Incoming> {
+        let gone = || Incoming::Lost("The session is over".to_owned());
+        match self.take_messages()? {
+            Need::Bytes => self.read().await,
+            Need::Admission(header) => {
+                let (sender, admitted) = oneshot::channel();
+                self.incoming.send(Incoming::Header(header, sender)).await.map_err(|_| gone())?;
+                admitted.await.map_err(|_| gone())?;
+                self.message = body_of(header);
+                Ok(())
+            }
+            Need::Delivery(header, body) => {
+                self.incoming.send(Incoming::Control(header, body)).await.map_err(|_| gone())
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), Incoming> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.buffer.len() - self.start < record::MAX_RECORD {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        match self.read.read(&mut self.buffer[self.end..]).await {
+            Ok(0) => Err(Incoming::Lost("The other side closed the link".to_owned())),
+            Ok(read) => {
+                self.end += read;
+                self.activity.note();
+                Ok(())
+            }
+            Err(error) => Err(Incoming::Lost(format!("The link broke: {error}"))),
+        }
+    }
+
+    /// Delivers the messages that have arrived. What they set off leaves together.
+    fn take_messages(&mut self) -> Result<Need, Incoming> {
+        let _plug = Plug::hold();
+        loop {
+            // A body of length zero is complete as it is.
+            if let Some(need) = self.complete()? {
+                return Ok(need);
+            }
+            if self.plain.is_empty() && !self.open_record()? {
+                return Ok(Need::Bytes);
+            }
+            self.take_plain()?;
+        }
+    }
+
+    /// Opens the next record. Whether it was there.
+    fn open_record(&mut self) -> Result<bool, Incoming> {
+        let broken = |error: record::RecordError| Incoming::Lost(error.to_string());
+        let arrived = &mut self.buffer[self.start..self.end];
+        let Some(length) = Opener::length(arrived).map_err(broken)?.filter(|length| *length <= arrived.len()) else {
+            return Ok(false);
+        };
+        let (content, plaintext) = self.opener.open(&mut arrived[..length]).map_err(broken)?;
+        if content == Content::Alert {
+            return Err(Incoming::Lost("The other side closed the link".to_owned()));
+        }
+        let first = self.start + record::HEADER_LEN;
+        self.plain = first..first + plaintext.len();
+        self.start += length;
+        self.activity.records.store(self.opener.records(), Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Moves plaintext into the message.
+    fn take_plain(&mut self) -> Result<(), Incoming> {
+        let plain = &self.buffer[self.plain.clone()];
+        match &mut self.message {
+            Message::Header { bytes, have } => {
+                let taken = plain.len().min(HEADER_LEN - *have);
+                bytes[*have..*have + taken].copy_from_slice(&plain[..taken]);
+                *have += taken;
+                self.plain.start += taken;
+                if *have == HEADER_LEN {
+                    let header = Header::decode(bytes).map_err(Incoming::Malformed)?;
+                    // Channel traffic is only admitted by a route, and a route exists only in an open session.
+                    self.message = if header.class == CONTROL {
+                        Message::Unadmitted(header)
+                    } else {
+                        self.routes.admit(&header).map_err(Incoming::Malformed)?;
+                        body_of(header)
+                    };
+                }
+            }
+            Message::Body { body, have, .. } => {
+                let taken = plain.len().min(body.len() - *have);
+                body[*have..*have + taken].copy_from_slice(&plain[..taken]);
+                *have += taken;
+                self.plain.start += taken;
+            }
+            Message::Unadmitted(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Delivers the message if all of it is there.
+    fn complete(&mut self) -> Result<Option<Need>, Incoming> {
+        match std::mem::replace(&mut self.message, NO_HEADER) {
+            Message::Unadmitted(header) => {
+                self.message = Message::Unadmitted(header);
+                Ok(Some(Need::Admission(header)))
+            }
+            Message::Body { header, body, have } if have == body.len() => {
+                let body = body.freeze();
+                if header.class == CONTROL {
+                    return Ok(Some(Need::Delivery(header, body)));
+                }
+                self.routes.deliver(&header, body).map_err(Incoming::Malformed)?;
+                Ok(None)
+            }
+            message @ (Message::Header { .. } | Message::Body { .. }) => {
+                self.message = message;
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn body_of(header: Header) -> Message {
+    Message::Body { header, body: Buffer::of(header.body_len as usize), have: 0 }
+}
