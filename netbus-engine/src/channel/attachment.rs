@@ -1,11 +1,14 @@
-//! The task that runs one attachment: requests from a frontend, a succession of backends, answers back.
+//! One attachment at work: requests from a frontend, a succession of backends, answers back.
 //!
-//! The state machine of `netbus_proto::attachment` decides everything; this task owns it, keeps the answers that are
-//! owed and hands requests to the backend of the moment. Room is handed out as permits before a request is accepted,
-//! so the machine never has to refuse one.
+//! The state machine of `netbus_proto::attachment` decides everything. It is behind a lock, and whoever brings it news,
+//! a frontend's request, a backend's answer, a lost link, carries out on its own thread what the machine wants done
+//! then: hands requests to the backend of the moment, and answers to those who wait for them. One thread at a time does
+//! that; the news that others bring meanwhile it takes along. So a request passes through without waking a task.
+//!
+//! Room is handed out as permits before a request is accepted, so the machine never has to refuse one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -13,7 +16,7 @@ use futures::future::BoxFuture;
 use netbus_proto::attachment::{self as machine, BindError, Binding, Phase, Policy};
 use netbus_proto::ids::{Epoch, Tag};
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request, Shape};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::backend::{Backend, Ticket};
 use crate::class::DeviceClass;
@@ -30,8 +33,9 @@ struct Inner {
     device: RwLock<Bytes>,
     read_only: bool,
     room: Room,
-    messages: mpsc::UnboundedSender<Message>,
-    status: watch::Receiver<Status>,
+    core: Mutex<Core>,
+    /// Told when the machine may want to be called at another time than before.
+    due: Arc<Notify>,
 }
 
 /// Room for requests, handed out before they are accepted.
@@ -47,7 +51,7 @@ struct Permit {
     _bytes: OwnedSemaphorePermit,
 }
 
-/// How an attachment is now.
+/// How an attachment is at a moment.
 #[derive(Clone, Debug)]
 pub struct Status {
     /// The machine's phase.
@@ -62,17 +66,8 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoRoom;
 
-enum Message {
-    Request { request: Request, shape: Shape, answer: Answer, permit: Permit },
-    Completion { epoch: Epoch, tag: Tag, completion: Completion },
-    Bind { binding: Binding, backend: Arc<dyn Backend>, done: oneshot::Sender<Result<(), BindError>> },
-    LinkLost(Epoch),
-    Drain { cancel: bool, done: oneshot::Sender<()> },
-    Fault(DeviceError),
-}
-
 impl Attachment {
-    /// Starts an attachment that has no backend yet.
+    /// Starts an attachment that has no backend yet. Must be called within a tokio runtime.
     #[must_use]
     pub fn start(class: Arc<dyn DeviceClass>, device: Bytes, read_only: bool) -> Self {
         let policy = class.policy();
@@ -82,24 +77,17 @@ impl Attachment {
             max_requests: policy.max_requests,
             max_bytes: policy.max_bytes,
         };
-        let (messages, queue) = mpsc::unbounded_channel();
-        let machine = machine::Attachment::new(limits, Instant::now());
-        let (status_sender, status) = watch::channel(status_of(&machine));
-        let task = Task {
-            machine,
-            backend: None,
-            owed: HashMap::new(),
-            draining: Vec::new(),
-            messages: messages.downgrade(),
-            status: status_sender,
-        };
-        tokio::spawn(task.run(queue));
         let room = Room {
             requests: Arc::new(Semaphore::new(policy.max_requests)),
             bytes: Arc::new(Semaphore::new(policy.max_bytes)),
             max_bytes: policy.max_bytes,
         };
-        Self(Arc::new(Inner { class, device: RwLock::new(device), read_only, room, messages, status }))
+        let core = Mutex::new(Core::new(machine::Attachment::new(limits, Instant::now())));
+        let due = Arc::new(Notify::new());
+        let inner = Inner { class, device: RwLock::new(device), read_only, room, core, due: Arc::clone(&due) };
+        let inner = Arc::new(inner);
+        tokio::spawn(keep_time(Arc::downgrade(&inner), due));
+        Self(inner)
     }
 
     /// The way in for a frontend.
@@ -127,40 +115,48 @@ impl Attachment {
     ///
     /// # Errors
     /// [`BindError`]: most of all, that the content has changed hands. The attachment has faulted then, or, for a
-    /// stale epoch, waits on. The outcome need not be awaited: what is asked afterwards comes afterwards.
-    pub fn bind(
-        &self,
-        binding: Binding,
-        device: Bytes,
-        backend: Arc<dyn Backend>,
-    ) -> impl Future<Output = Result<(), BindError>> + use<> {
+    /// stale epoch, waits on.
+    pub fn bind(&self, binding: Binding, device: Bytes, backend: Arc<dyn Backend>) -> Result<(), BindError> {
         *self.0.device.write().unwrap_or_else(PoisonError::into_inner) = device;
-        let (done, result) = oneshot::channel();
-        self.0.send(Message::Bind { binding, backend, done });
-        let handle = self.clone();
-        async move {
-            let result = result.await.expect("the task lives while a handle does");
-            drop(handle);
-            result
-        }
+        let epoch = binding.epoch;
+        self.0.bring(|core| {
+            core.machine.bind(binding).inspect(|()| {
+                core.backend = Some((epoch, backend));
+            })
+        })
     }
 
     /// Tells that the link below the backend of this epoch is gone.
     pub fn link_lost(&self, epoch: Epoch) {
-        self.0.send(Message::LinkLost(epoch));
+        self.0.bring(|core| {
+            core.machine.handle_link_lost(epoch, Instant::now());
+            core.backend.take_if(|(bound, _)| *bound == epoch)
+        });
     }
 
     /// Lets the backend finish what it has and gives it no more. Resolves when nothing is in flight; with `cancel`,
     /// what the backend has not begun is given up.
     pub async fn drain(&self, cancel: bool) {
         let (done, drained) = oneshot::channel();
-        self.0.send(Message::Drain { cancel, done });
-        drained.await.expect("the task lives while a handle does");
+        let (backend, begun) = self.0.bring(|core| {
+            core.machine.begin_drain(Instant::now());
+            core.draining.push(done);
+            if cancel { (core.backend.clone(), core.cancel_all()) } else { (None, Vec::new()) }
+        });
+        if let Some((epoch, backend)) = backend {
+            for tag in begun {
+                backend.cancel(epoch, tag);
+            }
+        }
+        drained.await.expect("the attachment lives while a handle does");
     }
 
     /// Answers everything that is unanswered, and all that comes, with `error`.
     pub fn fault(&self, error: DeviceError) {
-        self.0.send(Message::Fault(error));
+        self.0.bring(|core| {
+            core.machine.fault(error);
+            core.backend.take()
+        });
     }
 
     /// The class's description of the device, as the last backend had it.
@@ -169,10 +165,11 @@ impl Attachment {
         self.0.device.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How it is now, and each change of it.
+    /// How it is now.
     #[must_use]
-    pub fn status(&self) -> watch::Receiver<Status> {
-        self.0.status.clone()
+    pub fn status(&self) -> Status {
+        let core = self.0.lock();
+        Status { phase: core.machine.phase().clone(), pending: core.machine.pending(), clean: core.machine.is_clean() }
     }
 }
 
@@ -189,13 +186,60 @@ impl Inner {
         }
     }
 
-    fn hand_over(&self, request: Request, shape: Shape, answer: Answer, permit: Permit) {
-        self.send(Message::Request { request, shape, answer, permit });
+    fn hand_over(self: &Arc<Self>, request: Request, shape: Shape, answer: Answer, permit: Permit) {
+        let refused = self.bring(|core| match core.machine.handle_request(request, shape) {
+            Ok(tag) => {
+                core.owed.insert(tag, (answer, permit));
+                None
+            }
+            Err(_) => Some(answer),
+        });
+        // Cannot be: the permit stands for the room. Answered all the same, since nothing may be lost.
+        if let Some(answer) = refused {
+            answer(Err(DeviceError::new(ErrorKind::Io, "The attachment has no room")));
+        }
     }
 
-    fn send(&self, message: Message) {
-        // The task ends only when the last sender is gone, and this is one.
-        let _ = self.messages.send(message);
+    /// Brings the machine news and carries out what it wants done, unless another thread is just carrying out: it then
+    /// takes this along.
+    fn bring<T>(self: &Arc<Self>, news: impl FnOnce(&mut Core) -> T) -> T {
+        let mut core = self.lock();
+        let result = news(&mut core);
+        if core.carrying_out {
+            return result;
+        }
+        core.carrying_out = true;
+        loop {
+            let wanted = core.wanted();
+            if std::mem::take(&mut core.due_changed) {
+                self.due.notify_one();
+            }
+            if wanted.is_empty() {
+                core.carrying_out = false;
+                return result;
+            }
+            // Backends and frontends bring news of their own, perhaps at once.
+            drop(core);
+            wanted.carry_out(self);
+            core = self.lock();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let core = self.core.get_mut().unwrap_or_else(PoisonError::into_inner);
+        core.machine.fault(DeviceError::new(ErrorKind::Gone, "The device was let go"));
+        let wanted = core.wanted();
+        for (answer, permit, completion) in wanted.answers {
+            drop(permit);
+            answer(completion);
+        }
+        self.due.notify_one();
     }
 }
 
@@ -212,8 +256,9 @@ impl Room {
     }
 }
 
+/// The way in that frontends have.
 impl Accept for Inner {
-    fn accept(&self, request: Request, answer: Answer) -> BoxFuture<'_, ()> {
+    fn accept(self: Arc<Self>, request: Request, answer: Answer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             if let Some((request, shape, answer)) = self.judge(request, answer) {
                 let permit = self.room.acquire(&shape).await;
@@ -222,7 +267,7 @@ impl Accept for Inner {
         })
     }
 
-    fn accept_blocking(&self, request: Request, answer: Answer) {
+    fn accept_blocking(self: Arc<Self>, request: Request, answer: Answer) {
         if let Some((request, shape, answer)) = self.judge(request, answer) {
             let permit = futures::executor::block_on(self.room.acquire(&shape));
             self.hand_over(request, shape, answer, permit);
@@ -230,44 +275,104 @@ impl Accept for Inner {
     }
 }
 
-/// The owner of the state machine.
-struct Task {
+/// The machine with what belongs to it.
+struct Core {
     machine: machine::Attachment,
     backend: Option<(Epoch, Arc<dyn Backend>)>,
     owed: HashMap<Tag, (Answer, Permit)>,
     draining: Vec<oneshot::Sender<()>>,
-    /// Weak, so that requests in flight do not keep an attachment alive that nobody holds.
-    messages: mpsc::WeakUnboundedSender<Message>,
-    status: watch::Sender<Status>,
+    /// A thread is carrying out what the machine wants.
+    carrying_out: bool,
+    /// When the machine wanted to be called, when it was last asked.
+    due: Option<Instant>,
+    due_changed: bool,
 }
 
-enum Action {
-    Message(Message),
-    Time,
-    End,
+/// What the machine wants done.
+#[derive(Default)]
+struct Wanted {
+    dispatches: Vec<(machine::Dispatch, Option<Arc<dyn Backend>>)>,
+    answers: Vec<(Answer, Permit, Completion)>,
+    drained: Vec<oneshot::Sender<()>>,
 }
 
-impl Task {
-    async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Message>) {
-        loop {
-            match self.select(&mut queue).await {
-                Action::Message(message) => self.apply(message),
-                Action::Time => self.machine.handle_timeout(Instant::now()),
-                Action::End => break,
-            }
-            // What came meanwhile is taken in one go, so that a burst wakes the backend and the frontend once.
-            while let Ok(message) = queue.try_recv() {
-                self.apply(message);
-            }
-            self.settle();
-        }
-        let gone = DeviceError::new(ErrorKind::Gone, "The device was let go");
-        self.machine.fault(gone);
-        self.settle();
+impl Core {
+    fn new(machine: machine::Attachment) -> Self {
+        let due = machine.poll_timeout();
+        let (owed, draining) = (HashMap::new(), Vec::new());
+        Self { machine, backend: None, owed, draining, carrying_out: false, due, due_changed: false }
     }
 
-    async fn select(&mut self, queue: &mut mpsc::UnboundedReceiver<Message>) -> Action {
+    /// Gives up what has not begun; gives what has.
+    fn cancel_all(&mut self) -> Vec<Tag> {
+        let bound = self.backend.as_ref().map(|(epoch, _)| *epoch);
+        let tags: Vec<Tag> = self.owed.keys().copied().collect();
+        tags.into_iter()
+            .filter(|tag| self.machine.cancel(*tag).is_some_and(|at_backend| Some(at_backend) == bound))
+            .collect()
+    }
+
+    fn wanted(&mut self) -> Wanted {
+        let mut wanted = Wanted::default();
+        while let Some(dispatch) = self.machine.poll_dispatch() {
+            let bound = self.backend.as_ref().filter(|(epoch, _)| *epoch == dispatch.epoch);
+            wanted.dispatches.push((dispatch, bound.map(|(_, backend)| Arc::clone(backend))));
+        }
+        while let Some((tag, completion)) = self.machine.poll_answer() {
+            if let Some((answer, permit)) = self.owed.remove(&tag) {
+                wanted.answers.push((answer, permit, completion));
+            }
+        }
+        if !self.draining.is_empty() && matches!(self.machine.phase(), Phase::Parked { .. } | Phase::Faulted(_)) {
+            wanted.drained = std::mem::take(&mut self.draining);
+        }
         let due = self.machine.poll_timeout();
+        self.due_changed |= due != self.due;
+        self.due = due;
+        wanted
+    }
+}
+
+impl Wanted {
+    fn is_empty(&self) -> bool {
+        self.dispatches.is_empty() && self.answers.is_empty() && self.drained.is_empty()
+    }
+
+    fn carry_out(self, attachment: &Arc<Inner>) {
+        for (answer, permit, completion) in self.answers {
+            drop(permit);
+            answer(completion);
+        }
+        for (dispatch, backend) in self.dispatches {
+            // Requests in flight do not keep an attachment alive that nobody holds.
+            let attachment = Arc::downgrade(attachment);
+            let answer = move |epoch, tag, completion| {
+                // One that ends has answered what it owed.
+                if let Some(attachment) = attachment.upgrade() {
+                    attachment.bring(|core| {
+                        core.machine.handle_completion(epoch, tag, completion, Instant::now());
+                    });
+                }
+            };
+            let ticket = Ticket::new(dispatch.epoch, dispatch.tag, dispatch.request, answer);
+            match backend {
+                Some(backend) => backend.submit(ticket),
+                None => drop(ticket),
+            }
+        }
+        for done in self.drained {
+            // A caller that no longer waits does not need to know.
+            let _ = done.send(());
+        }
+    }
+}
+
+/// Calls the machine when it wants to be called, until the attachment is gone.
+async fn keep_time(attachment: Weak<Inner>, changed: Arc<Notify>) {
+    loop {
+        let Some(due) = attachment.upgrade().map(|attachment| attachment.lock().machine.poll_timeout()) else {
+            return;
+        };
         let timer = async {
             match due {
                 Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -275,106 +380,12 @@ impl Task {
             }
         };
         tokio::select! {
-            message = queue.recv() => message.map_or(Action::End, Action::Message),
-            () = timer => Action::Time,
-        }
-    }
-
-    fn apply(&mut self, message: Message) {
-        let now = Instant::now();
-        match message {
-            Message::Request { request, shape, answer, permit } => {
-                match self.machine.handle_request(request, shape) {
-                    Ok(tag) => drop(self.owed.insert(tag, (answer, permit))),
-                    // Cannot be: the permit stands for the room. Answered all the same, since nothing may be lost.
-                    Err(_) => answer(Err(DeviceError::new(ErrorKind::Io, "The attachment has no room"))),
+            () = changed.notified() => {}
+            () = timer => {
+                if let Some(attachment) = attachment.upgrade() {
+                    attachment.bring(|core| core.machine.handle_timeout(Instant::now()));
                 }
-            }
-            Message::Completion { epoch, tag, completion } => {
-                self.machine.handle_completion(epoch, tag, completion, now);
-            }
-            Message::Bind { binding, backend, done } => {
-                let epoch = binding.epoch;
-                let result = self.machine.bind(binding);
-                if result.is_ok() {
-                    self.backend = Some((epoch, backend));
-                }
-                // A caller that no longer waits sees the outcome in the status.
-                let _ = done.send(result);
-            }
-            Message::LinkLost(epoch) => {
-                self.machine.handle_link_lost(epoch, now);
-                if self.backend.as_ref().is_some_and(|(bound, _)| *bound == epoch) {
-                    self.backend = None;
-                }
-            }
-            Message::Drain { cancel, done } => {
-                self.machine.begin_drain(now);
-                if cancel {
-                    self.cancel_all();
-                }
-                self.draining.push(done);
-            }
-            Message::Fault(error) => {
-                self.machine.fault(error);
-                self.backend = None;
             }
         }
     }
-
-    /// Gives up what has not begun.
-    fn cancel_all(&mut self) {
-        for tag in self.owed.keys() {
-            let at_backend = self.machine.cancel(*tag);
-            if let (Some(sent), Some((epoch, backend))) = (at_backend, &self.backend)
-                && sent == *epoch
-            {
-                backend.cancel(sent, *tag);
-            }
-        }
-    }
-
-    /// Does what the machine wants done.
-    fn settle(&mut self) {
-        while let Some(dispatch) = self.machine.poll_dispatch() {
-            let messages = self.messages.clone();
-            let answer = move |epoch, tag, completion| {
-                if let Some(messages) = messages.upgrade() {
-                    // A task that ends answers what it owes by itself.
-                    let _ = messages.send(Message::Completion { epoch, tag, completion });
-                }
-            };
-            let ticket = Ticket::new(dispatch.epoch, dispatch.tag, dispatch.request, answer);
-            match &self.backend {
-                Some((epoch, backend)) if *epoch == dispatch.epoch => backend.submit(ticket),
-                Some(_) | None => drop(ticket),
-            }
-        }
-        while let Some((tag, completion)) = self.machine.poll_answer() {
-            if let Some((answer, permit)) = self.owed.remove(&tag) {
-                drop(permit);
-                answer(completion);
-            }
-        }
-        let parked = match self.machine.phase() {
-            Phase::Parked { .. } | Phase::Faulted(_) => true,
-            Phase::Active(_) | Phase::Draining(_) => false,
-        };
-        if parked {
-            for done in self.draining.drain(..) {
-                // A caller that no longer waits does not need to know.
-                let _ = done.send(());
-            }
-        }
-        let now = status_of(&self.machine);
-        self.status.send_if_modified(|status| {
-            let changed = status.phase != now.phase;
-            *status = now;
-            changed
-        });
-    }
-}
-
-fn status_of(machine: &machine::Attachment) -> Status {
-    Status { phase: machine.phase().clone(), pending: machine.pending(), clean: machine.is_clean() }
 }

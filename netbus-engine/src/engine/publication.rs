@@ -384,7 +384,8 @@ impl Publication {
             max_requests: policy.max_requests,
             max_bytes: policy.max_bytes,
         };
-        drop(attachment.bind(binding, opened.device.clone(), Arc::clone(&opened.backend)));
+        // A new attachment takes its first backend whatever it is.
+        let _ = attachment.bind(binding, opened.device.clone(), Arc::clone(&opened.backend));
         let frames = session.handle.frames.clone();
         let export = Arc::new(Export::new(Arc::clone(&self.class), grant.epoch, attachment, frames));
         let channel = ChannelNumber(NEXT_CHANNEL.fetch_add(1, Ordering::Relaxed));

@@ -41,10 +41,10 @@ pub struct Queue(Arc<dyn Accept>);
 pub trait Accept: Send + Sync + 'static {
     /// Accepts a request, waiting for room if there is none, and calls `answer` once with its completion. The call
     /// to `answer` comes from any thread and must not block.
-    fn accept(&self, request: Request, answer: Answer) -> BoxFuture<'_, ()>;
+    fn accept(self: Arc<Self>, request: Request, answer: Answer) -> BoxFuture<'static, ()>;
 
     /// The same from a thread that may block.
-    fn accept_blocking(&self, request: Request, answer: Answer);
+    fn accept_blocking(self: Arc<Self>, request: Request, answer: Answer);
 }
 
 /// Called once with a request's completion. It must not block.
@@ -63,18 +63,18 @@ impl Queue {
     pub async fn call(&self, request: Request) -> Completion {
         let (sender, receiver) = oneshot::channel();
         let answer = Box::new(move |completion| drop(sender.send(completion)));
-        self.0.accept(request, answer).await;
+        Arc::clone(&self.0).accept(request, answer).await;
         receiver.await.unwrap_or_else(|_| Err(DeviceError::new(ErrorKind::Gone, "The device was let go")))
     }
 
     /// Sends a request from a task; waits only for room. `answer` gets the completion and must not block.
     pub async fn send(&self, request: Request, answer: impl FnOnce(Completion) + Send + 'static) {
-        self.0.accept(request, Box::new(answer)).await;
+        Arc::clone(&self.0).accept(request, Box::new(answer)).await;
     }
 
     /// Sends a request from a thread that may block while there is no room.
     pub fn send_blocking(&self, request: Request, answer: impl FnOnce(Completion) + Send + 'static) {
-        self.0.accept_blocking(request, Box::new(answer));
+        Arc::clone(&self.0).accept_blocking(request, Box::new(answer));
     }
 }
 

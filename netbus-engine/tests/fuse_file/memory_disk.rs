@@ -154,14 +154,14 @@ impl State {
 }
 
 impl Accept for MemoryDisk {
-    fn accept(&self, request: Request, answer: Answer) -> BoxFuture<'_, ()> {
+    fn accept(self: Arc<Self>, request: Request, answer: Answer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let permit = Arc::clone(&self.room).acquire_owned().await.unwrap();
             self.jobs.lock().unwrap().send(Job { request, answer, _permit: permit }).unwrap();
         })
     }
 
-    fn accept_blocking(&self, request: Request, answer: Answer) {
+    fn accept_blocking(self: Arc<Self>, request: Request, answer: Answer) {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.accept(request, answer));
     }
 }

@@ -94,13 +94,10 @@ impl Subscriber {
             max_requests: grant.max_requests as usize,
             max_bytes: grant.max_bytes as usize,
         };
-        let outcome = attachment.bind(binding, device, remote);
-        let inputs = core.inputs.clone();
-        tokio::spawn(async move {
-            let result = outcome.await;
-            // The engine is gone only when the daemon stops.
-            let _ = inputs.send(Input::Bound { key, epoch: grant.epoch, result });
-        });
+        let result = attachment.bind(binding, device, remote);
+        // As an input of its own, since it may fault what is just being handled. The engine is gone only when the daemon
+        // stops.
+        let _ = core.inputs.send(Input::Bound { key, epoch: grant.epoch, result });
     }
 
     fn refused(&mut self, core: &Core, key: Key, refusal: Refusal) {

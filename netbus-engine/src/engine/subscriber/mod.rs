@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use self::subscription::{State, Subscription, waiting};
 use super::store::{StoredSubscription, Subscriptions};
 use super::{Core, Input, Reply, error_chain, seconds_since_1970};
-use crate::channel::attachment::Attachment;
+use crate::channel::attachment::{self, Attachment};
 use crate::class::PresentError;
 use crate::control::api::{Answer, ApiError, ErrorKind as ApiErrorKind, Event};
 use crate::frontend::{Frontend, Presentation, RemoveError};
@@ -292,7 +292,7 @@ impl Subscriber {
         }
         if let (State::Waiting { why, .. }, Some(attachment), false) =
             (&subscription.state, &subscription.attachment, force)
-            && !(attachment.status().borrow().clean && attachment.status().borrow().pending == 0)
+            && !is_safe(&attachment.status())
         {
             let text = format!(
                 "\"{}\" waits for its host ({why}), and writes are not safe there yet. Wait, or give them up with --force",
@@ -532,6 +532,11 @@ fn present(core: &Core, key: Key, subscription: &mut Subscription) {
 
 /// A node that is gone, with the reason why the last writes may not be durable, or one that is in use.
 pub(super) type TakenDown = Result<Option<String>, (Box<dyn Frontend>, RemoveError)>;
+
+/// Whether nothing would be lost if an attachment ended now.
+fn is_safe(status: &attachment::Status) -> bool {
+    status.clean && status.pending == 0
+}
 
 /// Takes a node away. What applications wrote is durable at the host when this succeeds without a reason, unless forced.
 async fn take_down(

@@ -125,7 +125,7 @@ impl Subscription {
 
     /// What its attachment is doing.
     fn phase(&self) -> Option<Phase> {
-        self.attachment.as_ref().map(|attachment| attachment.status().borrow().phase.clone())
+        self.attachment.as_ref().map(|attachment| attachment.status().phase)
     }
 }
 

@@ -210,7 +210,7 @@ mod tests {
     }
 
     impl Accept for Later {
-        fn accept(&self, request: Request, answer: Answer) -> BoxFuture<'_, ()> {
+        fn accept(self: Arc<Self>, request: Request, answer: Answer) -> BoxFuture<'static, ()> {
             let content = Arc::clone(&self.0);
             tokio::spawn(async move {
                 tokio::task::yield_now().await;
@@ -219,7 +219,7 @@ mod tests {
             Box::pin(async {})
         }
 
-        fn accept_blocking(&self, _request: Request, _answer: Answer) {
+        fn accept_blocking(self: Arc<Self>, _request: Request, _answer: Answer) {
             panic!("The disk has tasks only");
         }
     }

@@ -119,7 +119,7 @@ impl State {
 }
 
 impl Accept for FakeDisk {
-    fn accept(&self, request: Request, answer: Answer) -> BoxFuture<'_, ()> {
+    fn accept(self: Arc<Self>, request: Request, answer: Answer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let permit = Arc::clone(&self.room).acquire_owned().await.unwrap();
             let state = self.state.clone();
@@ -143,7 +143,7 @@ impl Accept for FakeDisk {
         })
     }
 
-    fn accept_blocking(&self, request: Request, answer: Answer) {
+    fn accept_blocking(self: Arc<Self>, request: Request, answer: Answer) {
         futures::executor::block_on(self.accept(request, answer));
     }
 }
