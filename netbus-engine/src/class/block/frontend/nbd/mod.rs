@@ -7,13 +7,14 @@
 //! - `unix`, `tcp`: where clients connect.
 //! - `clients`: who is connected.
 //! - `handshake`: from the first byte to the first request.
-//! - `transmission`: requests and replies.
+//! - `transmission`: requests come in; `work`: what each means for the device; `connection`: their replies.
 //! - `wire`: the protocol's numbers.
 //!
 //! While the attachment waits for its host, requests wait with it, without end; clients see a slow disk. Removing the
 //! node by force answers what waits and what still comes with a shutdown error, then closes the connections.
 
 mod clients;
+mod connection;
 #[cfg(test)]
 mod fake_disk;
 mod handshake;
@@ -25,6 +26,7 @@ mod transmission;
 #[cfg(unix)]
 mod unix;
 mod wire;
+mod work;
 
 use std::io;
 use std::path::Path;
@@ -32,6 +34,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use netbus_proto::class::block::Geometry;
@@ -160,10 +163,27 @@ struct Bound<L> {
 
 /// Where clients connect.
 trait Listen: Send + Sync + 'static {
-    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+    type Stream: Stream;
 
     /// The next connection, and the process it comes from where the system tells.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<u32>)>> + Send;
+}
+
+/// A connection whose two directions work on their own.
+trait Stream: Send + 'static {
+    type Read: AsyncRead + Send + Unpin + 'static;
+    type Write: AsyncWrite + Send + Unpin + 'static;
+
+    fn split(self) -> (Self::Read, Self::Write);
+}
+
+impl Stream for tokio::net::TcpStream {
+    type Read = tokio::net::tcp::OwnedReadHalf;
+    type Write = tokio::net::tcp::OwnedWriteHalf;
+
+    fn split(self) -> (Self::Read, Self::Write) {
+        self.into_split()
+    }
 }
 
 /// Serves all who connect until the node is taken away; returns when all connections are closed.
@@ -187,10 +207,7 @@ async fn serve(listener: impl Listen, disk: Disk, clients: Clients) {
     while connections.join_next().await.is_some() {}
 }
 
-fn admit<S>(stream: S, process: Option<u32>, disk: &Disk, clients: &Clients, connections: &mut JoinSet<()>)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+fn admit(stream: impl Stream, process: Option<u32>, disk: &Disk, clients: &Clients, connections: &mut JoinSet<()>) {
     let seat = match clients.seat(process) {
         Ok(seat) => seat,
         Err(reason @ (Refused::Full | Refused::Closed)) => {
@@ -213,18 +230,18 @@ where
 }
 
 /// One connection from its first byte to its last.
-async fn converse<S>(stream: S, disk: &Disk)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let mut stream = BufReader::new(stream);
+async fn converse(stream: impl Stream, disk: &Disk) {
+    let (read, write) = stream.split();
+    let mut stream = BufReader::new(tokio::io::join(read, write));
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake::handshake(&mut stream, &disk.export)).await {
         Ok(Ok(Outcome::Transmission)) => {}
         Ok(Ok(Outcome::Closed)) => return,
         Ok(Err(error)) => return tracing::debug!(%error, "An NBD client did not get through its handshake"),
         Err(_) => return tracing::debug!("An NBD client took too long for its handshake"),
     }
-    if let Err(error) = transmission::transmit(stream, disk).await {
+    let read_ahead = BytesMut::from(stream.buffer());
+    let (read, write) = stream.into_inner().into_inner();
+    if let Err(error) = transmission::transmit(read, read_ahead, write, disk).await {
         tracing::debug!(%error, "The connection of an NBD client broke");
     }
 }

@@ -1,9 +1,9 @@
 //! Requests and their replies (`doc/proto.md`, "Transmission").
 //!
 //! ```text
-//! client ─► receive ─► one task a request ─► Queue ─► attachment
-//!    ▲                        │
-//!    └────── send_replies ◄───┘   in the order in which the requests are done
+//! client ─► Receiver ─► Queue ─► attachment
+//!    ▲                               │
+//!    └───────── Connection ◄─────────┘   in the order in which the requests are done
 //! ```
 //!
 //! A request takes its room before its payload is read and gives it back when its reply has left, so a client that
@@ -11,26 +11,31 @@
 //! before any of it goes to the device: a client that dies in the middle of a write has changed nothing.
 
 use std::io;
-use std::ops::Range;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
-use bytes::{Buf, Bytes, BytesMut};
-use futures::future::join_all;
-use netbus_proto::class::block::{BlockRequest, Geometry, MAX_IO, MAX_ZEROES};
-use netbus_proto::request::{Completion, DeviceError, ErrorKind};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use bytes::{Buf, BytesMut};
+use futures::future::{BoxFuture, select};
+use netbus_proto::class::block::Geometry;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::connection::Connection;
 use super::handshake::Export;
-use super::wire::{self, Errno, RequestHeader, command, command_flag};
+use super::wire::{self, Errno, REQUEST_LEN, RequestHeader, command, command_flag};
+use super::work::{Pieces, payload};
 use crate::frontend::Queue;
+use crate::outbox::Plug;
 
 /// Requests of one connection that are not replied to yet.
 pub(super) const MAX_REQUESTS: usize = 128;
 
 /// Payload of one connection that waits for the device or for the client, in bytes: room for the largest request.
 const MAX_BYTES: usize = wire::MAX_PAYLOAD as usize;
+
+/// How much is read from a client at a time, where no payload wants more.
+const READ_AHEAD: usize = 64 * 1024;
 
 /// Where a connection's requests go, and until when.
 #[derive(Clone)]
@@ -41,40 +46,66 @@ pub(super) struct Disk {
     pub(super) ended: watch::Receiver<bool>,
 }
 
+impl Disk {
+    /// Resolves when the node is taken away, by force or after the last client has left.
+    pub(super) fn taken_away(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut ended = self.ended.clone();
+        async move {
+            // An error means that the frontend is gone, which takes the node away too.
+            let _ = ended.wait_for(|ended| *ended).await;
+        }
+    }
+}
+
 /// Serves requests until the client leaves or breaks the protocol. Returns when every request that came in is done,
-/// whether or not the client is still there to hear of it.
+/// whether or not the client is still there to hear of it. `read_ahead` came in before the first read.
 ///
 /// # Errors
 /// Why the connection broke.
-pub(super) async fn transmit<S>(stream: S, disk: &Disk) -> io::Result<()>
+pub(super) async fn transmit<R, W>(reader: R, read_ahead: BytesMut, writer: W, disk: &Disk) -> io::Result<()>
 where
-    S: AsyncRead + AsyncWrite,
+    R: AsyncRead + Send + Unpin,
+    W: AsyncWrite + Send + Unpin + 'static,
 {
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let (replies, mut outbox) = mpsc::unbounded_channel();
-    let result = {
-        let mut sending = pin!(send_replies(&mut writer, &mut outbox));
-        tokio::select! {
-            received = receive(&mut reader, disk, replies) => sending.await.and(received),
-            // The receiving side, which can reply as long as it runs, is dropped with this.
-            sent = &mut sending => sent,
-        }
+    let connection = Connection::new(writer, disk.queue.clone());
+    let _closing = Closing(Arc::clone(&connection));
+    let mut receiver = Receiver::new(reader, read_ahead, disk, Arc::clone(&connection));
+    let mut serving = pin!(connection.serve());
+    let receiving = async {
+        let received = receiver.run().await;
+        connection.settled().await;
+        connection.end();
+        received
     };
-    while outbox.recv().await.is_some() {}
-    result
+    let taken_away = async {
+        disk.taken_away().await;
+        connection.fail_all(Errno::Shutdown);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        received = receiving => {
+            serving.await;
+            received
+        }
+        () = &mut serving => {
+            connection.settled().await;
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        () = taken_away => Ok(()),
+    }
 }
 
-/// A finished request on its way to the client, with the room that it takes until it is there.
-struct Reply {
-    cookie: u64,
-    result: Result<Vec<Bytes>, Errno>,
-    _room: Room,
-}
+/// Closes the connection when nobody serves it any more, though requests at the device still know it.
+struct Closing<W: AsyncWrite + Send + Unpin + 'static>(Arc<Connection<W>>);
 
-type Replies = mpsc::UnboundedSender<Reply>;
+impl<W: AsyncWrite + Send + Unpin + 'static> Drop for Closing<W> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
 
 /// A request's share of what a connection may have in flight.
-struct Room {
+pub(super) struct Room {
     _request: OwnedSemaphorePermit,
     _bytes: Option<OwnedSemaphorePermit>,
 }
@@ -91,48 +122,165 @@ impl Limits {
     }
 
     /// Waits for the room that a request with `bytes` of payload in either direction takes.
-    async fn take(&self, bytes: u32) -> Room {
-        let request = acquire(&self.requests, 1).await;
-        let bytes = if bytes == 0 { None } else { Some(acquire(&self.bytes, bytes).await) };
-        Room { _request: request, _bytes: bytes }
+    fn take(&self, bytes: u32) -> impl Future<Output = Room> + Send + 'static {
+        let (requests, room) = (Arc::clone(&self.requests), Arc::clone(&self.bytes));
+        async move {
+            let request = requests.acquire_many_owned(1).await.expect("the limits are never closed");
+            let bytes = match bytes {
+                0 => None,
+                bytes => Some(room.acquire_many_owned(bytes).await.expect("the limits are never closed")),
+            };
+            Room { _request: request, _bytes: bytes }
+        }
     }
 }
 
-async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePermit {
-    Arc::clone(semaphore).acquire_many_owned(permits).await.expect("the limits are never closed")
+/// Takes requests in.
+struct Receiver<R, W> {
+    reader: R,
+    /// What came in and is not taken yet.
+    buffer: BytesMut,
+    disk: Disk,
+    limits: Limits,
+    connection: Arc<Connection<W>>,
+    state: State,
 }
 
-/// Takes requests in until the client wants no more.
-async fn receive(reader: &mut (impl AsyncRead + Unpin), disk: &Disk, replies: Replies) -> io::Result<()> {
-    let limits = Limits::new();
-    while let Some(header) = RequestHeader::read(reader).await? {
-        if header.command == command::DISC {
-            return Ok(());
-        }
-        if let Err(error) = admit(&header, disk) {
-            let room = limits.take(0).await;
-            wire::drain(reader, header.payload_len()).await?;
-            let reply = Reply { cookie: header.cookie, result: Err(error), _room: room };
-            // In vain only when the connection is broken, which ends this loop too.
-            let _ = replies.send(reply);
-            continue;
-        }
-        let room = limits.take(payload(&header)).await;
-        let work = Work::read(reader, &header).await?;
-        let (disk, replies) = (disk.clone(), replies.clone());
-        tokio::spawn(async move {
-            let result = disk.finish(work).await;
-            let _ = replies.send(Reply { cookie: header.cookie, result, _room: room });
-        });
+/// How far the next request is.
+enum State {
+    Header,
+    /// Waits for room; if it was refused, with what.
+    Admitted(RequestHeader, Result<(), Errno>, BoxFuture<'static, Room>),
+    /// The payload of a refused request, of which this much is still to be thrown away.
+    Skipping(u64),
+    /// The payload of a request comes in.
+    Payload(RequestHeader, Room, Pieces),
+    /// Its pieces wait for room at the device.
+    Handing(BoxFuture<'static, ()>),
+}
+
+/// What a [`Receiver`] has to wait for.
+enum Wait {
+    /// More from the client: at least this many bytes are missing.
+    Bytes(usize),
+    /// What `state` tells.
+    Room,
+    /// Nothing: the client wants no more.
+    Over,
+}
+
+impl<R, W> Receiver<R, W>
+where
+    R: AsyncRead + Send + Unpin,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    fn new(reader: R, buffer: BytesMut, disk: &Disk, connection: Arc<Connection<W>>) -> Self {
+        let limits = Limits::new();
+        Self { reader, buffer, disk: disk.clone(), limits, connection, state: State::Header }
     }
-    Ok(())
+
+    /// Takes requests in until the client wants no more.
+    async fn run(&mut self) -> io::Result<()> {
+        loop {
+            match self.take_requests()? {
+                Wait::Over => return Ok(()),
+                Wait::Bytes(missing) => {
+                    if self.read(missing).await? == 0 {
+                        let between = matches!(self.state, State::Header) && self.buffer.is_empty();
+                        return if between { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+                    }
+                }
+                Wait::Room => match std::mem::replace(&mut self.state, State::Header) {
+                    State::Admitted(header, admitted, room) => self.admitted(header, admitted, room.await),
+                    // Once the node is taken away, nobody waits for the device any more.
+                    State::Handing(handing) => drop(select(handing, pin!(self.disk.taken_away())).await),
+                    state @ (State::Header | State::Skipping(_) | State::Payload(..)) => self.state = state,
+                },
+            }
+        }
+    }
+
+    /// Reads what the client sends next; gives its length.
+    async fn read(&mut self, missing: usize) -> io::Result<usize> {
+        if let State::Payload(_, _, pieces) = &mut self.state
+            && let Some(filling) = pieces.filling()
+        {
+            let read = self.reader.read(filling.rest()).await?;
+            filling.advance(read);
+            return Ok(read);
+        }
+        self.buffer.reserve(missing.max(READ_AHEAD));
+        self.reader.read_buf(&mut self.buffer).await
+    }
+
+    /// Takes the requests that are there. What they set off leaves together.
+    fn take_requests(&mut self) -> io::Result<Wait> {
+        let _plug = Plug::hold();
+        loop {
+            match &mut self.state {
+                State::Header => {
+                    let Some(bytes) = self.buffer.first_chunk::<REQUEST_LEN>() else {
+                        return Ok(Wait::Bytes(REQUEST_LEN - self.buffer.len()));
+                    };
+                    let header = RequestHeader::parse(bytes)?;
+                    self.buffer.advance(REQUEST_LEN);
+                    if header.command == command::DISC {
+                        return Ok(Wait::Over);
+                    }
+                    let admitted = admit(&header, &self.disk);
+                    let bytes = if admitted.is_ok() { payload(&header) } else { 0 };
+                    self.state = State::Admitted(header, admitted, Box::pin(self.limits.take(bytes)));
+                }
+                State::Admitted(header, admitted, room) => {
+                    let Some(room) = ready_now(room.as_mut()) else { return Ok(Wait::Room) };
+                    let (header, admitted) = (*header, *admitted);
+                    self.admitted(header, admitted, room);
+                }
+                State::Skipping(left) => {
+                    let taken = usize::try_from(*left).map_or(self.buffer.len(), |left| left.min(self.buffer.len()));
+                    self.buffer.advance(taken);
+                    *left -= taken as u64;
+                    if *left > 0 {
+                        return Ok(Wait::Bytes(1));
+                    }
+                    self.state = State::Header;
+                }
+                State::Payload(_, _, pieces) => {
+                    if let Some(missing) = pieces.fill(&mut self.buffer) {
+                        return Ok(Wait::Bytes(missing));
+                    }
+                    if let State::Payload(header, room, pieces) = std::mem::replace(&mut self.state, State::Header) {
+                        let handing = Arc::clone(&self.connection).hand_over(header.cookie, room, pieces);
+                        self.state = State::Handing(Box::pin(handing));
+                    }
+                }
+                State::Handing(handing) => {
+                    if ready_now(handing.as_mut()).is_none() {
+                        return Ok(Wait::Room);
+                    }
+                    self.state = State::Header;
+                }
+            }
+        }
+    }
+
+    /// Goes on with a request that has its room.
+    fn admitted(&mut self, header: RequestHeader, admitted: Result<(), Errno>, room: Room) {
+        self.state = match admitted {
+            Ok(()) => State::Payload(header, room, Pieces::of(&header)),
+            Err(error) => {
+                self.connection.reply(header.cookie, Err(error), room);
+                State::Skipping(header.payload_len())
+            }
+        };
+    }
 }
 
-/// Payload bytes that an admitted request moves in either direction.
-fn payload(header: &RequestHeader) -> u32 {
-    match header.command {
-        command::READ | command::WRITE => header.length,
-        _ => 0,
+/// The outcome of what need not wait; what has to is asked again by whoever awaits it.
+fn ready_now<T>(future: Pin<&mut (dyn Future<Output = T> + Send)>) -> Option<T> {
+    match future.poll(&mut Context::from_waker(Waker::noop())) {
+        std::task::Poll::Ready(outcome) => Some(outcome),
+        std::task::Poll::Pending => None,
     }
 }
 
@@ -174,123 +322,4 @@ fn admit(header: &RequestHeader, disk: &Disk) -> Result<(), Errno> {
         return Err(Errno::NotSupported);
     }
     Ok(())
-}
-
-/// An admitted request, cut into pieces that a device takes.
-struct Work {
-    pieces: Vec<BlockRequest>,
-    /// Whether a flush has to follow: force unit access for what has no such flag on a device.
-    flush: bool,
-}
-
-impl Work {
-    /// Reads the request's payload and cuts it up. The pieces are none for a length of zero, which does nothing.
-    async fn read(reader: &mut (impl AsyncRead + Unpin), header: &RequestHeader) -> io::Result<Self> {
-        let range = header.offset..header.offset + u64::from(header.length);
-        let fua = header.flags & command_flag::FUA != 0;
-        let no_hole = header.flags & command_flag::NO_HOLE != 0;
-        let mut flush = false;
-        let pieces = match header.command {
-            command::READ => cut(range, MAX_IO).map(|(offset, length)| BlockRequest::Read { offset, length }).collect(),
-            command::WRITE => {
-                let mut pieces = Vec::new();
-                for (offset, length) in cut(range, MAX_IO) {
-                    let mut data = BytesMut::zeroed(length as usize);
-                    reader.read_exact(&mut data).await?;
-                    pieces.push(BlockRequest::Write { offset, data: data.freeze(), fua });
-                }
-                pieces
-            }
-            command::TRIM => {
-                flush = fua;
-                cut(range, MAX_ZEROES).map(|(offset, length)| BlockRequest::Discard { offset, length }).collect()
-            }
-            command::WRITE_ZEROES => cut(range, MAX_ZEROES)
-                .map(|(offset, length)| BlockRequest::WriteZeroes { offset, length, no_hole, fua })
-                .collect(),
-            _ => vec![BlockRequest::Flush],
-        };
-        Ok(Self { pieces, flush })
-    }
-}
-
-impl Disk {
-    /// Resolves when the node is taken away, by force or after the last client has left.
-    pub(super) fn taken_away(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut ended = self.ended.clone();
-        async move {
-            // An error means that the frontend is gone, which takes the node away too.
-            let _ = ended.wait_for(|ended| *ended).await;
-        }
-    }
-
-    /// Does the work, unless the node is taken away by force meanwhile; gives the reply's payload.
-    async fn finish(&self, work: Work) -> Result<Vec<Bytes>, Errno> {
-        tokio::select! {
-            biased;
-            () = self.taken_away() => Err(Errno::Shutdown),
-            result = perform(&self.queue, work) => result.map_err(|error| {
-                tracing::debug!(%error, "A request of an NBD client failed");
-                error.kind.into()
-            }),
-        }
-    }
-}
-
-/// Sends all pieces and waits for all of them; the first that failed speaks for the whole.
-async fn perform(queue: &Queue, work: Work) -> Result<Vec<Bytes>, DeviceError> {
-    let answers = join_all(work.pieces.into_iter().map(|piece| perform_piece(queue, piece))).await;
-    let payload = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
-    if work.flush {
-        queue.call(BlockRequest::Flush.into_request()).await?;
-    }
-    Ok(payload)
-}
-
-async fn perform_piece(queue: &Queue, piece: BlockRequest) -> Completion {
-    let expected = match &piece {
-        BlockRequest::Read { length, .. } => *length as usize,
-        BlockRequest::Write { .. }
-        | BlockRequest::Flush
-        | BlockRequest::Discard { .. }
-        | BlockRequest::WriteZeroes { .. } => 0,
-    };
-    let data = queue.call(piece.into_request()).await?;
-    if data.len() != expected {
-        // The client counts on the length it asked for: one byte more or less, and it loses its place.
-        let text = format!("The device answered with {} bytes where {expected} were asked for", data.len());
-        return Err(DeviceError::new(ErrorKind::Io, text));
-    }
-    Ok(data)
-}
-
-/// Offset and length of the pieces of `range`, each of at most `limit` bytes.
-fn cut(range: Range<u64>, limit: u32) -> impl Iterator<Item = (u64, u32)> {
-    let step = u64::from(limit);
-    let starts = std::iter::successors(Some(range.start), move |start| start.checked_add(step));
-    starts.take_while(move |start| *start < range.end).map(move |start| {
-        let length = u32::try_from(range.end - start).unwrap_or(u32::MAX).min(limit);
-        (start, length)
-    })
-}
-
-/// Writes replies until nobody can send any more, then says that no more follow.
-async fn send_replies(
-    writer: &mut (impl AsyncWrite + Unpin),
-    outbox: &mut mpsc::UnboundedReceiver<Reply>,
-) -> io::Result<()> {
-    while let Some(reply) = outbox.recv().await {
-        let (payload, error) = match &reply.result {
-            Ok(payload) => (&payload[..], None),
-            Err(error) => (&[][..], Some(*error)),
-        };
-        let header = wire::reply_header(reply.cookie, error);
-        let first = payload.first().cloned().unwrap_or_default();
-        writer.write_all_buf(&mut Buf::chain(&header[..], first)).await?;
-        for mut part in payload.iter().skip(1).cloned() {
-            writer.write_all_buf(&mut part).await?;
-        }
-        writer.flush().await?;
-    }
-    writer.shutdown().await
 }

@@ -46,6 +46,15 @@ pub(super) fn clean_stale(runtime_dir: &Path) -> io::Result<()> {
     result
 }
 
+impl super::Stream for UnixStream {
+    type Read = tokio::net::unix::OwnedReadHalf;
+    type Write = tokio::net::unix::OwnedWriteHalf;
+
+    fn split(self) -> (Self::Read, Self::Write) {
+        self.into_split()
+    }
+}
+
 /// The bound socket.
 pub(super) struct Listener(UnixListener);
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use bytes::Buf;
 use netbus_proto::request::ErrorKind;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -142,28 +143,22 @@ pub(super) struct RequestHeader {
 }
 
 impl RequestHeader {
-    /// The next request; `None` when the client has closed the connection between two of them.
+    /// Reads a request's fields.
     ///
     /// # Errors
-    /// What the connection gives, `UnexpectedEof` for a request that breaks off, and `InvalidData` for a wrong magic
-    /// number: the two sides do not agree any more where a request starts.
-    pub(super) async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Self>> {
-        let mut bytes = [0; REQUEST_LEN];
-        if reader.read(&mut bytes[..1]).await? == 0 {
-            return Ok(None);
-        }
-        reader.read_exact(&mut bytes[1..]).await?;
+    /// `InvalidData` for a wrong magic number: the two sides do not agree any more where a request starts.
+    pub(super) fn parse(bytes: &[u8; REQUEST_LEN]) -> io::Result<Self> {
         let mut fields = &bytes[..];
-        if fields.read_u32().await? != REQUEST_MAGIC {
+        if fields.get_u32() != REQUEST_MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "The client has sent something that is no request"));
         }
-        Ok(Some(Self {
-            flags: fields.read_u16().await?,
-            command: fields.read_u16().await?,
-            cookie: fields.read_u64().await?,
-            offset: fields.read_u64().await?,
-            length: fields.read_u32().await?,
-        }))
+        Ok(Self {
+            flags: fields.get_u16(),
+            command: fields.get_u16(),
+            cookie: fields.get_u64(),
+            offset: fields.get_u64(),
+            length: fields.get_u32(),
+        })
     }
 
     /// Length of the payload that follows, in bytes.
@@ -210,16 +205,13 @@ mod tests {
         assert_eq!(code(ErrorKind::Fenced), 108);
     }
 
-    #[tokio::test]
-    async fn a_request_is_read_field_by_field() {
+    #[test]
+    fn a_request_is_read_field_by_field() {
         let bytes = b"\x25\x60\x95\x13\x00\x01\x00\x06ABCDEFGH\x00\x00\x00\x00\x00\x00\x10\x00\x00\x00\x20\x00";
-        let header = RequestHeader::read(&mut &bytes[..]).await.unwrap().unwrap();
+        let header = RequestHeader::parse(bytes).unwrap();
         let cookie = u64::from_be_bytes(*b"ABCDEFGH");
         assert_eq!(header, RequestHeader { flags: 1, command: 6, cookie, offset: 4096, length: 8192 });
-        assert_eq!(RequestHeader::read(&mut &b""[..]).await.unwrap(), None);
-        let broken_off = RequestHeader::read(&mut &bytes[..27]).await.unwrap_err();
-        assert_eq!(broken_off.kind(), io::ErrorKind::UnexpectedEof);
-        let garbage = RequestHeader::read(&mut &[7; REQUEST_LEN][..]).await.unwrap_err();
+        let garbage = RequestHeader::parse(&[7; REQUEST_LEN]).unwrap_err();
         assert_eq!(garbage.kind(), io::ErrorKind::InvalidData);
     }
 

@@ -64,3 +64,12 @@ impl Bench {
         self.fake.with(|state| state.done.clone())
     }
 }
+
+impl super::Stream for DuplexStream {
+    type Read = tokio::io::ReadHalf<Self>;
+    type Write = tokio::io::WriteHalf<Self>;
+
+    fn split(self) -> (Self::Read, Self::Write) {
+        tokio::io::split(self)
+    }
+}
