@@ -9,9 +9,14 @@ use bytes::Bytes;
 use netbus_proto::class::block::{BlockRequest, Geometry};
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request};
 
+use super::cache::Cache;
 use super::position::{read_exact_at, write_all_at};
 use super::space;
+use crate::buffers::Buffer;
 use crate::class::block::identity::Failures;
+
+/// A read of at most this length is worth a try to answer it without a thread, in bytes.
+const SMALL: u32 = 64 * 1024;
 
 /// How much the fallback of a zeroing writes at a time, in bytes.
 const ZEROES: usize = 1024 * 1024;
@@ -20,6 +25,7 @@ const ZEROES: usize = 1024 * 1024;
 pub(in crate::class::block) struct Medium {
     description: Description,
     sync: Sync,
+    cache: Cache,
 }
 
 /// What a [`Medium`] is made of.
@@ -55,7 +61,8 @@ struct Sync {
 
 impl Medium {
     pub(in crate::class::block) fn new(description: Description) -> Self {
-        Self { description, sync: Sync::default() }
+        let cache = Cache::of(&description.file);
+        Self { description, sync: Sync::default(), cache }
     }
 
     /// Does what a request asks. Blocks.
@@ -79,6 +86,19 @@ impl Medium {
             }
         }
         Ok(Bytes::new())
+    }
+
+    /// Does what a request asks if that is a small read that need not wait for a disk.
+    pub(super) fn answer_now(&self, request: &Request) -> Option<Completion> {
+        let request = BlockRequest::parse(request).ok()?;
+        let BlockRequest::Read { offset, length } = request else { return None };
+        if length > SMALL || !self.cache.is_asked() {
+            return None;
+        }
+        request.check(self.description.geometry, self.description.read_only).ok()?;
+        let mut data = Buffer::of(length as usize);
+        let whole = self.cache.read(&self.description.file, &mut data, offset);
+        whole.then(|| Ok(data.freeze()))
     }
 
     /// Makes everything answered durable. Blocks.
@@ -112,9 +132,9 @@ impl Medium {
     }
 
     fn read(&self, offset: u64, length: u32) -> Completion {
-        let mut data = vec![0; length as usize];
+        let mut data = Buffer::of(length as usize);
         read_exact_at(&self.description.file, &mut data, offset).map_err(|error| self.error("Reading from", &error))?;
-        Ok(data.into())
+        Ok(data.freeze())
     }
 
     fn change(&self, what: &str, change: impl FnOnce() -> io::Result<()>) -> Result<(), DeviceError> {

@@ -3,11 +3,19 @@
 //! - `medium`: what one request does to the file behind the device, and when it is durable.
 //! - `position`: reads and writes at an offset, per system.
 //! - `space` (per system): taking space from a range and giving it back.
+//! - `cache` (per system): reading what is in memory, without waiting.
 //!
-//! A [`LocalBackend`] is a queue and a few threads that block in the system's calls. Requests overtake each other
-//! freely: the attachments hand over none that conflict. The threads hold the medium only while they work, so a backend
-//! that is dropped at rest has let go of the device when the drop returns.
+//! A [`LocalBackend`] is a queue and a few threads that block in the system's calls. A small read that need not wait for
+//! the disk is answered on the spot. Requests overtake each other freely: the attachments hand over none that conflict.
+//! The threads hold the medium only while they work, so a backend that is dropped at rest has let go of the device when
+//! the drop returns.
 
+#[cfg(target_os = "linux")]
+#[path = "cache/linux.rs"]
+mod cache;
+#[cfg(not(target_os = "linux"))]
+#[path = "cache/portable.rs"]
+mod cache;
 mod medium;
 mod position;
 #[cfg(target_os = "linux")]
@@ -30,9 +38,13 @@ use netbus_proto::request::{DeviceError, ErrorKind};
 pub(super) use medium::{Description, Medium};
 
 use crate::backend::{Backend, Ticket};
+use crate::outbox::{Flush, Plug, flush_soon};
 
 /// Threads of one backend. Enough to keep a disk's queue from running dry while one of them waits for a flush.
 const THREADS: usize = 4;
+
+/// Requests that a thread takes at a time. Their answers leave together.
+const MAX_SHARE: usize = 8;
 
 /// Answers requests from a file or a disk of this machine.
 pub(super) struct LocalBackend {
@@ -59,7 +71,7 @@ struct State {
 type Settled = oneshot::Sender<Result<(), DeviceError>>;
 
 enum Work {
-    Answer(Ticket),
+    Answer(Vec<Ticket>),
     Settle(Vec<Settled>),
 }
 
@@ -81,8 +93,12 @@ impl LocalBackend {
 
 impl Backend for LocalBackend {
     fn submit(&self, ticket: Ticket) {
+        let medium = self.shared.lock().medium.clone();
+        if let Some(completion) = medium.and_then(|medium| medium.answer_now(&ticket.request)) {
+            return ticket.complete(completion);
+        }
         self.shared.lock().queue.push_back(ticket);
-        self.shared.changed.notify_one();
+        flush_soon(&self.shared);
     }
 
     fn cancel(&self, epoch: Epoch, tag: Tag) {
@@ -123,16 +139,43 @@ impl Drop for LocalBackend {
     }
 }
 
+impl Flush for Shared {
+    /// Wakes as many threads as there is work for.
+    fn flush(&self) {
+        let waiting = self.lock().queue.len();
+        for _ in 0..waiting.min(THREADS) {
+            self.changed.notify_one();
+        }
+    }
+}
+
+/// Does what the tickets ask. Their answers leave together, but large ones at once.
+fn answer(tickets: Vec<Ticket>, medium: Arc<Medium>) {
+    /// An answer from this length on keeps no other waiting, in bytes.
+    const LARGE: usize = 64 * 1024;
+    let mut medium = Some(medium);
+    let mut plug = Plug::hold();
+    let mut tickets = tickets.into_iter().peekable();
+    while let (Some(ticket), Some(open)) = (tickets.next(), &medium) {
+        let completion = open.answer(&ticket.request);
+        if tickets.peek().is_none() {
+            // Let go before the answer: who drops the backend after the last one finds the device free.
+            medium = None;
+        }
+        let large = completion.as_ref().is_ok_and(|data| data.len() >= LARGE);
+        ticket.complete(completion);
+        if large {
+            drop(plug);
+            plug = Plug::hold();
+        }
+    }
+}
+
 impl Shared {
     fn work(&self) {
         while let Some((work, medium)) = self.next() {
             match work {
-                Work::Answer(ticket) => {
-                    let completion = medium.answer(&ticket.request);
-                    // Let go before the answer: who drops the backend after the last one finds the device free.
-                    drop(medium);
-                    ticket.complete(completion);
-                }
+                Work::Answer(tickets) => answer(tickets, medium),
                 Work::Settle(waiting) => {
                     let result = medium.settle();
                     drop(medium);
@@ -176,8 +219,10 @@ impl Shared {
 
 impl State {
     fn next(&mut self) -> Option<Work> {
-        if let Some(ticket) = self.queue.pop_front() {
-            return Some(Work::Answer(ticket));
+        if !self.queue.is_empty() {
+            // A share for each thread: one that worked on all of them would leave the others, and the disk, idle.
+            let share = self.queue.len().div_ceil(THREADS).min(MAX_SHARE);
+            return Some(Work::Answer(self.queue.drain(..share).collect()));
         }
         if self.running == 0 && !self.settling.is_empty() {
             return Some(Work::Settle(std::mem::take(&mut self.settling)));
