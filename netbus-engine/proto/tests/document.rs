@@ -90,6 +90,8 @@ fn the_table_of_limits_is_that_of_the_code() {
         ("MAX_NAME", control::MAX_NAME as u64),
         ("MAX_TEXT", control::MAX_TEXT as u64),
         ("MAX_DEVICE", control::MAX_DEVICE as u64),
+        ("MAX_SAMPLES", control::MAX_SAMPLES as u64),
+        ("MAX_SAMPLE", control::MAX_SAMPLE.into()),
         ("MAX_ARGS", MAX_ARGS as u64),
         ("MAX_ERROR_TEXT", MAX_ERROR_TEXT as u64),
         ("MAX_OUTSTANDING", session::MAX_OUTSTANDING as u64),

@@ -24,6 +24,12 @@ pub const MAX_TEXT: usize = 512;
 /// Limit of a class's device description, in bytes.
 pub const MAX_DEVICE: usize = 4096;
 
+/// Limit of the samples of content in one OPEN.
+pub const MAX_SAMPLES: usize = 32;
+
+/// Limit of the range of one sample, in bytes.
+pub const MAX_SAMPLE: u32 = 65536;
+
 /// One control message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
