@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use netbus_proto::attachment::{self as machine, BindError, Binding, Phase, Policy};
+use netbus_proto::attachment::{self as machine, BindError, Binding, LogPolicy, Phase, Policy};
 use netbus_proto::ids::{Epoch, Tag};
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request, Shape};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
@@ -67,15 +67,17 @@ pub struct Status {
 pub struct NoRoom;
 
 impl Attachment {
-    /// Starts an attachment that has no backend yet. Must be called within a tokio runtime.
+    /// Starts an attachment that has no backend yet. `log` is for a subscriber's, whose device may come back without what
+    /// it has answered. Must be called within a tokio runtime.
     #[must_use]
-    pub fn start(class: Arc<dyn DeviceClass>, device: Bytes, read_only: bool) -> Self {
+    pub fn start(class: Arc<dyn DeviceClass>, device: Bytes, read_only: bool, log: Option<LogPolicy>) -> Self {
         let policy = class.policy();
         let limits = Policy {
             replay: policy.replay,
             park_for: policy.park_for,
             max_requests: policy.max_requests,
             max_bytes: policy.max_bytes,
+            log,
         };
         let room = Room {
             requests: Arc::new(Semaphore::new(policy.max_requests)),

@@ -375,7 +375,7 @@ impl Publication {
         };
         let policy = self.class.policy();
         let read_only = !grant.write;
-        let attachment = Attachment::start(Arc::clone(&self.class), opened.device.clone(), read_only);
+        let attachment = Attachment::start(Arc::clone(&self.class), opened.device.clone(), read_only, None);
         let binding = Binding {
             epoch: grant.epoch,
             generation: grant.generation,

@@ -11,8 +11,9 @@
 //!     | +----------------+                          nothing in flight, or the link lost |
 //!     +---------------------------------------------------------------------------------+
 //!
-//!   Parked, Active, Draining -----> Faulted: the park time passed, `fault`, or a `bind` that proved the content
-//!                                   changed or acknowledged writes lost. For good; pending requests are answered.
+//!   Parked, Active, Draining -----> Faulted: the park time passed, `fault`, a `bind` that proved the content changed
+//!                                   or acknowledged writes lost, or a write that could not be repeated. For good;
+//!                                   pending requests are answered.
 //! ```
 //!
 //! What holds at all times:
@@ -28,21 +29,28 @@
 //! on would only collect more such answers, so the attachment drains that backend by itself; what it still answers
 //! is valid. The owner may call [`Attachment::handle_link_lost`] for it at any time.
 //!
-//! Rooms: `pending` holds the requests, their order and their limits; `ledger` knows what is durable.
+//! **What was answered is not lost with the device's instance.** With [`Policy::log`] the changes that no flush has
+//! covered are kept and sent again to a new instance before anything else is. The attachment sends flushes of its own
+//! before the log is full. None of this is answered to the frontend.
+//!
+//! **A flush that fails** is answered with its error, and the attachment drains the backend: the owner must have the
+//! device opened anew, and everything that is not durable is sent again before the next flush.
+//!
+//! Rooms: `pending` holds the requests, their order and their limits; `log` knows what is not durable.
 
-mod ledger;
+mod log;
 mod pending;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use self::ledger::Ledger;
-use self::pending::{Limits, Pending, Requests};
+use self::log::Log;
+use self::pending::{Limits, Requests, fits};
 use crate::ids::{Epoch, Generation, Instance, Tag};
 use crate::request::{Access, Completion, DeviceError, ErrorKind, Request, Shape};
 
 /// How an attachment behaves; its class decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Whether an unanswered request may be sent again after its link was lost.
     pub replay: bool,
@@ -52,6 +60,28 @@ pub struct Policy {
     pub max_requests: usize,
     /// Payload bytes that may be pending. A single request may exceed it.
     pub max_bytes: usize,
+    /// How answered changes are kept until they are durable; `None` keeps none, and a new instance of the device faults
+    /// the attachment if it may have lost one.
+    pub log: Option<LogPolicy>,
+}
+
+/// What an attachment keeps of changes that are answered and not known to be durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPolicy {
+    /// The class's request that makes answered changes durable.
+    pub flush: Request,
+    /// Bytes that the log may take; a change takes its payload and a little more. One that is alone may exceed it.
+    pub max_bytes: usize,
+    /// Changes that it may hold.
+    pub max_changes: usize,
+}
+
+impl LogPolicy {
+    /// A log of 64 MiB.
+    #[must_use]
+    pub fn new(flush: Request) -> Self {
+        Self { flush, max_bytes: 64 * 1024 * 1024, max_changes: 32 * 1024 }
+    }
 }
 
 /// One backend's turn: what its grant said.
@@ -153,7 +183,8 @@ pub enum BindError {
         /// The generation of the last backend.
         left: Generation,
     },
-    /// The device was opened anew, and acknowledged changes had not been made durable before. The attachment faulted.
+    /// The device was opened anew, and acknowledged changes had not been made durable before, of which there is no log.
+    /// The attachment faulted.
     #[error("The device was interrupted before acknowledged writes were durable")]
     LostWrites,
 }
@@ -170,7 +201,11 @@ pub struct Attachment {
     answers: VecDeque<(Tag, Completion)>,
     /// The last backend that was bound, whether it still is or not.
     last: Option<Binding>,
-    ledger: Ledger,
+    log: Log,
+    /// The flush that is the attachment's own and in flight, with what it covers.
+    own_flush: Option<(Tag, u64)>,
+    /// Whether the last one failed, with none that succeeded since.
+    own_flush_failed: bool,
 }
 
 impl Attachment {
@@ -178,13 +213,15 @@ impl Attachment {
     #[must_use]
     pub fn new(policy: Policy, now: Instant) -> Self {
         Self {
-            policy,
             phase: parked(&policy, now),
+            log: Log::new(policy.log.clone()),
+            policy,
             next_tag: Tag(1),
             requests: Requests::default(),
             answers: VecDeque::new(),
             last: None,
-            ledger: Ledger::default(),
+            own_flush: None,
+            own_flush_failed: false,
         }
     }
 
@@ -202,8 +239,7 @@ impl Attachment {
         if !self.has_room(&shape) {
             return Err(Full(request, shape));
         }
-        let tag = self.next_tag;
-        self.next_tag = Tag(tag.0 + 1);
+        let tag = self.new_tag();
         if let Phase::Faulted(error) = &self.phase {
             self.answers.push_back((tag, Err(error.clone())));
         } else {
@@ -212,7 +248,8 @@ impl Attachment {
         Ok(tag)
     }
 
-    /// Binds a backend to a parked attachment. What was sent before and not answered is sent to it again.
+    /// Binds a backend to a parked attachment. What was sent before and not answered is sent to it again; what it may
+    /// have forgotten, before that.
     ///
     /// # Errors
     /// [`BindError`]; two of them fault the attachment.
@@ -230,6 +267,7 @@ impl Attachment {
             max_bytes: binding.max_bytes.min(self.policy.max_bytes),
             ..binding
         };
+        self.log.bound(self.last.is_none_or(|last| last.instance == binding.instance));
         self.last = Some(binding);
         self.enter(Phase::Active(binding));
         Ok(())
@@ -241,21 +279,13 @@ impl Attachment {
         let Some(binding) = self.phase.binding().copied().filter(|binding| binding.epoch == epoch) else {
             return;
         };
-        let Some(covers) = self.requests.sent(tag) else {
-            return;
-        };
-        match completion {
-            Err(error) if matches!(error.kind, ErrorKind::Gone | ErrorKind::Fenced) => {
-                self.give_back(tag, error);
-                self.begin_drain(now);
-            }
-            Ok(_) | Err(_) => {
-                let request = self.requests.remove(tag).expect("it was just found");
-                if completion.is_ok() {
-                    self.record(&request, covers, binding.write_through);
-                }
-                self.answers.push_back((tag, completion));
-            }
+        if self.log.is_sent(tag) {
+            self.complete_again(tag, completion, now);
+        } else if let Some((_, mark)) = self.own_flush.filter(|(own, _)| *own == tag) {
+            self.own_flush = None;
+            self.complete_own_flush(mark, completion, now);
+        } else if let Some(mark) = self.requests.sent(tag) {
+            self.complete(tag, mark, completion, binding.write_through, now);
         }
         self.settle(now);
     }
@@ -266,6 +296,8 @@ impl Attachment {
         if self.phase.binding().is_none_or(|binding| binding.epoch != epoch) {
             return;
         }
+        self.log.take_back_all();
+        self.own_flush = None;
         for tag in self.requests.all_sent() {
             self.give_back(tag, DeviceError::new(ErrorKind::Gone, "The link to the device was lost"));
         }
@@ -286,6 +318,8 @@ impl Attachment {
         if matches!(self.phase, Phase::Faulted(_)) {
             return;
         }
+        self.log.give_up();
+        self.own_flush = None;
         for tag in self.requests.clear() {
             self.answers.push_back((tag, Err(error.clone())));
         }
@@ -326,11 +360,19 @@ impl Attachment {
 
     /// The next request to hand to the backend. Poll until `None` after every input.
     pub fn poll_dispatch(&mut self) -> Option<Dispatch> {
-        let Phase::Active(binding) = &self.phase else {
+        let Phase::Active(binding) = self.phase else {
             return None;
         };
         let limits = Limits { requests: binding.max_requests, bytes: binding.max_bytes };
-        let (tag, request) = self.requests.send(&limits, self.ledger.mark())?;
+        let (tag, request) = if self.log.is_missing_some() {
+            self.log.send_again(&limits)?
+        } else if let Some(flush) = self.flush_due(binding.write_through) {
+            self.send_own_flush(&limits, flush)?
+        } else {
+            let own = usize::from(self.own_flush.is_some());
+            let mut room = self.log.room(binding.write_through, &self.requests);
+            self.requests.send(&limits, own, self.log.mark(), |shape| room.holds(shape))?
+        };
         Some(Dispatch { epoch: binding.epoch, tag, request })
     }
 
@@ -345,10 +387,10 @@ impl Attachment {
         &self.phase
     }
 
-    /// Requests at the backend.
+    /// Requests at the backend, those that the frontend knows nothing of among them.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.requests.in_flight()
+        self.requests.in_flight() + self.log.in_flight() + usize::from(self.own_flush.is_some())
     }
 
     /// Requests accepted and not answered, those in flight among them.
@@ -361,7 +403,7 @@ impl Attachment {
     /// that was sent after that answer and succeeded.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.ledger.is_clean()
+        self.log.is_clean()
     }
 
     /// Holds the next backend against the last one.
@@ -374,7 +416,7 @@ impl Attachment {
             self.fault(DeviceError::new(ErrorKind::Gone, text));
             return Err(BindError::GenerationChanged { offered: next.generation, left: last.generation });
         }
-        if next.instance != last.instance && !self.ledger.is_clean() {
+        if next.instance != last.instance && !self.log.is_kept() && !self.log.is_clean() {
             let text = "The device was interrupted before acknowledged writes were durable; they may be lost";
             self.fault(DeviceError::new(ErrorKind::Io, text));
             return Err(BindError::LostWrites);
@@ -382,13 +424,104 @@ impl Attachment {
         Ok(())
     }
 
-    /// Notes what a successful answer says about durability.
-    fn record(&mut self, request: &Pending, covers: u64, write_through: bool) {
-        match request.shape.access {
-            Access::Change if !write_through => self.ledger.changed(),
-            Access::Flush => self.ledger.flushed(covers),
-            Access::Change | Access::Observe => {}
+    /// The answer to a request of the frontend.
+    fn complete(&mut self, tag: Tag, mark: u64, completion: Completion, write_through: bool, now: Instant) {
+        let access = self.requests.access(tag);
+        match completion {
+            Err(error) if is_leaving(&error) => {
+                self.give_back(tag, error);
+                self.begin_drain(now);
+            }
+            Ok(_) if access == Some(Access::Flush) && self.log.is_spoiled() => {
+                // It may have been flushed after what failed was forgotten.
+                self.give_back(tag, DeviceError::new(ErrorKind::Io, "An earlier flush has failed"));
+            }
+            Ok(_) | Err(_) => {
+                let request = self.requests.remove(tag).expect("it was just found");
+                match (&completion, request.shape.access) {
+                    (Ok(_), Access::Change) => self.log.answered(tag, request, write_through),
+                    (Ok(_), Access::Flush) => self.flushed(mark),
+                    (Err(error), Access::Flush) if error.kind != ErrorKind::Cancelled => self.flush_failed(now),
+                    (_, Access::Observe) | (Err(_), Access::Change | Access::Flush) => {}
+                }
+                self.answers.push_back((tag, completion));
+            }
         }
+    }
+
+    /// The answer to a change that was answered before.
+    fn complete_again(&mut self, tag: Tag, completion: Completion, now: Instant) {
+        match completion {
+            Ok(_) => self.log.repeated(tag),
+            Err(error) if is_leaving(&error) => {
+                self.log.take_back(tag);
+                self.begin_drain(now);
+            }
+            Err(error) => {
+                let range = self.log.shape(tag).and_then(|shape| shape.extent.clone()).unwrap_or_default();
+                let text = format!(
+                    "The device was interrupted, and an earlier write (bytes {} to {}) could not be repeated: {error}",
+                    range.start, range.end
+                );
+                self.fault(DeviceError::new(error.kind, text));
+            }
+        }
+    }
+
+    /// The answer to a flush that nobody asked for.
+    fn complete_own_flush(&mut self, mark: u64, completion: Completion, now: Instant) {
+        match completion {
+            Err(error) if is_leaving(&error) => self.begin_drain(now),
+            Ok(_) | Err(_) if self.log.is_spoiled() => {}
+            Err(error) if self.own_flush_failed => {
+                let text = format!("Earlier writes were written again and still could not be made durable: {error}");
+                self.fault(DeviceError::new(ErrorKind::Io, text));
+            }
+            Err(_) => {
+                self.own_flush_failed = true;
+                self.flush_failed(now);
+            }
+            Ok(_) => self.flushed(mark),
+        }
+    }
+
+    fn flushed(&mut self, mark: u64) {
+        self.log.flushed(mark);
+        self.own_flush_failed = false;
+    }
+
+    /// Asking the same instance again would be answered with a lie.
+    fn flush_failed(&mut self, now: Instant) {
+        if self.log.is_kept() {
+            self.log.spoil();
+            self.begin_drain(now);
+        }
+    }
+
+    /// A flush of the attachment's own, when one is due and none is under way.
+    fn flush_due(&self, write_through: bool) -> Option<Request> {
+        if self.own_flush.is_some() {
+            return None;
+        }
+        let mut room = self.log.room(write_through, &self.requests);
+        let pressed = !room.is_ample() && self.requests.any_ready(|shape| room.holds(shape));
+        self.log.flush_due(write_through, pressed)
+    }
+
+    fn send_own_flush(&mut self, limits: &Limits, flush: Request) -> Option<(Tag, Request)> {
+        let nothing = Shape { access: Access::Flush, extent: None, bytes: 0 };
+        if !fits(limits, self.requests.in_flight(), self.requests.in_flight_bytes(), &nothing) {
+            return None;
+        }
+        let tag = self.new_tag();
+        self.own_flush = Some((tag, self.log.mark()));
+        Some((tag, flush))
+    }
+
+    fn new_tag(&mut self) -> Tag {
+        let tag = self.next_tag;
+        self.next_tag = Tag(tag.0 + 1);
+        tag
     }
 
     /// Takes a sent request back from a backend that will not answer it.
@@ -404,7 +537,7 @@ impl Attachment {
 
     /// Parks a drained attachment.
     fn settle(&mut self, now: Instant) {
-        if matches!(self.phase, Phase::Draining(_)) && self.requests.in_flight() == 0 {
+        if matches!(self.phase, Phase::Draining(_)) && self.in_flight() == 0 {
             self.enter(parked(&self.policy, now));
         }
     }
@@ -422,6 +555,11 @@ impl Attachment {
 /// A deadline beyond the clock's end is none.
 fn parked(policy: &Policy, now: Instant) -> Phase {
     Phase::Parked { until: policy.park_for.and_then(|time| now.checked_add(time)) }
+}
+
+/// Whether an error tells of the way to the device and not of the request.
+fn is_leaving(error: &DeviceError) -> bool {
+    matches!(error.kind, ErrorKind::Gone | ErrorKind::Fenced)
 }
 
 fn cancelled() -> DeviceError {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::Tag;
-use crate::request::{Request, Shape};
+use crate::request::{Access, Request, Shape};
 
 /// How much may be together in one place.
 pub(super) struct Limits {
@@ -21,7 +21,7 @@ pub(super) struct Limits {
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) shape: Shape,
-    request: Request,
+    pub(super) request: Request,
     place: Place,
     /// Earlier unanswered requests that conflict with this one.
     blockers: usize,
@@ -34,7 +34,7 @@ pub(super) struct Pending {
 enum Place {
     /// At no backend.
     Waiting,
-    /// At the present backend; sent at this mark of the ledger.
+    /// At the present backend; sent at this mark of the log.
     Sent { mark: u64 },
 }
 
@@ -47,6 +47,9 @@ pub(super) struct Requests {
     bytes: usize,
     in_flight: usize,
     in_flight_bytes: usize,
+    /// Of those in flight, the ones that change content.
+    changes: usize,
+    change_bytes: usize,
 }
 
 impl Requests {
@@ -56,6 +59,21 @@ impl Requests {
 
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Payload bytes of all of them.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Payload bytes of those at the backend.
+    pub(super) fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes
+    }
+
+    /// The changes at the backend, and their payload bytes.
+    pub(super) fn changes_in_flight(&self) -> (usize, usize) {
+        (self.changes, self.change_bytes)
     }
 
     /// Whether one more of `shape` stays within `limits`.
@@ -80,19 +98,29 @@ impl Requests {
         self.all.insert(tag, Pending { shape, request, place, blockers, waiters: Vec::new(), cancelled: false });
     }
 
-    /// Sends the first request that may be sent, if it stays within `limits`. Smaller ones do not pass it: they would
-    /// keep it waiting for ever.
-    pub(super) fn send(&mut self, limits: &Limits, mark: u64) -> Option<(Tag, Request)> {
-        let tag = *self.ready.first()?;
+    /// Sends the first request that may be sent and is not `held`, if it stays within `limits` together with `others`
+    /// that are in flight. Smaller ones do not pass it: they would keep it waiting for ever.
+    pub(super) fn send(
+        &mut self,
+        limits: &Limits,
+        others: usize,
+        mark: u64,
+        mut held: impl FnMut(&Shape) -> bool,
+    ) -> Option<(Tag, Request)> {
+        let tag = *self.ready.iter().find(|tag| !held(&self.all[tag].shape))?;
         let pending = self.all.get_mut(&tag).expect("what is ready is pending");
-        if !fits(limits, self.in_flight, self.in_flight_bytes, &pending.shape) {
+        if !fits(limits, self.in_flight + others, self.in_flight_bytes, &pending.shape) {
             return None;
         }
+        let request = pending.request.clone();
         self.ready.remove(&tag);
-        pending.place = Place::Sent { mark };
-        self.in_flight += 1;
-        self.in_flight_bytes += pending.shape.bytes;
-        Some((tag, pending.request.clone()))
+        self.set_place(tag, Place::Sent { mark });
+        Some((tag, request))
+    }
+
+    /// Whether one that may be sent is `held`.
+    pub(super) fn any_ready(&self, held: impl FnMut(&Shape) -> bool) -> bool {
+        self.ready.iter().map(|tag| &self.all[tag].shape).any(held)
     }
 
     /// The mark at which a request that is at the backend was sent; `None` for any other.
@@ -103,6 +131,11 @@ impl Requests {
         }
     }
 
+    /// What a request does.
+    pub(super) fn access(&self, tag: Tag) -> Option<Access> {
+        self.all.get(&tag).map(|pending| pending.shape.access)
+    }
+
     /// Everything that is at the backend, in order of arrival.
     pub(super) fn all_sent(&self) -> Vec<Tag> {
         self.all.iter().filter(|(_, pending)| pending.place != Place::Waiting).map(|(tag, _)| *tag).collect()
@@ -110,13 +143,10 @@ impl Requests {
 
     /// Makes a sent request wait again. Those that wait for it go on waiting.
     pub(super) fn take_back(&mut self, tag: Tag) {
-        let Some(pending) = self.all.get_mut(&tag).filter(|pending| pending.place != Place::Waiting) else {
-            return;
-        };
-        pending.place = Place::Waiting;
-        self.in_flight -= 1;
-        self.in_flight_bytes -= pending.shape.bytes;
-        self.ready.insert(tag);
+        if self.sent(tag).is_some() {
+            self.set_place(tag, Place::Waiting);
+            self.ready.insert(tag);
+        }
     }
 
     pub(super) fn mark_cancelled(&mut self, tag: Tag) {
@@ -131,14 +161,13 @@ impl Requests {
 
     /// Takes a request out, wherever it is, and frees those that waited for it.
     pub(super) fn remove(&mut self, tag: Tag) -> Option<Pending> {
+        if self.sent(tag).is_some() {
+            self.set_place(tag, Place::Waiting);
+        } else {
+            self.ready.remove(&tag);
+        }
         let pending = self.all.remove(&tag)?;
         self.bytes -= pending.shape.bytes;
-        if pending.place == Place::Waiting {
-            self.ready.remove(&tag);
-        } else {
-            self.in_flight -= 1;
-            self.in_flight_bytes -= pending.shape.bytes;
-        }
         for waiter in &pending.waiters {
             // A waiter that was cancelled is no longer here.
             let Some(later) = self.all.get_mut(waiter) else {
@@ -156,8 +185,26 @@ impl Requests {
     pub(super) fn clear(&mut self) -> Vec<Tag> {
         std::mem::take(self).all.into_keys().collect()
     }
+
+    /// Moves a request that is at the other place, and counts it there.
+    fn set_place(&mut self, tag: Tag, place: Place) {
+        let Some(pending) = self.all.get_mut(&tag) else {
+            return;
+        };
+        pending.place = place;
+        let (one, bytes) = (1, pending.shape.bytes);
+        let (changes, change_bytes) = if pending.shape.access == Access::Change { (one, bytes) } else { (0, 0) };
+        let count = |sum: &mut usize, by: usize| match place {
+            Place::Sent { .. } => *sum += by,
+            Place::Waiting => *sum -= by,
+        };
+        count(&mut self.in_flight, one);
+        count(&mut self.in_flight_bytes, bytes);
+        count(&mut self.changes, changes);
+        count(&mut self.change_bytes, change_bytes);
+    }
 }
 
-fn fits(limits: &Limits, requests: usize, bytes: usize, shape: &Shape) -> bool {
+pub(super) fn fits(limits: &Limits, requests: usize, bytes: usize, shape: &Shape) -> bool {
     requests == 0 || (requests < limits.requests && bytes.saturating_add(shape.bytes) <= limits.bytes)
 }

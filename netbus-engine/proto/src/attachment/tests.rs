@@ -259,7 +259,7 @@ fn content_that_changed_hands_is_never_written_to() {
 }
 
 #[test]
-fn a_new_instance_is_refused_when_an_acknowledged_write_was_not_flushed() {
+fn without_a_log_a_new_instance_is_refused_when_an_acknowledged_write_was_not_flushed() {
     let now = Instant::now();
     let mut attachment = active(replaying(), now);
     complete(&mut attachment, Access::Change, now);
@@ -424,7 +424,7 @@ fn active(policy: Policy, now: Instant) -> Attachment {
 }
 
 fn replaying() -> Policy {
-    Policy { replay: true, park_for: Some(Duration::from_secs(5)), max_requests: 8, max_bytes: 100 }
+    Policy { replay: true, park_for: Some(Duration::from_secs(5)), max_requests: 8, max_bytes: 100, log: None }
 }
 
 fn binding(epoch: u64) -> Binding {

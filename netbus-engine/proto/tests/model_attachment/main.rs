@@ -5,25 +5,28 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use netbus_proto::attachment::{Attachment, BindError, Binding, Phase, Policy};
+use netbus_proto::attachment::{Attachment, BindError, Binding, LogPolicy, Phase, Policy};
 use netbus_proto::ids::{Epoch, Generation, Instance, Tag};
 use netbus_proto::request::{Access, Completion, DeviceError, ErrorKind, Request, Shape};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError};
 
+mod medium;
 mod reference;
 mod witness;
 
+use self::medium::Luck;
 use self::reference::Reference;
 use self::witness::Witness;
 
 type Check = Result<(), TestCaseError>;
 
 proptest! {
-    #![proptest_config(Config { cases: 10_000, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(Config { cases: schedules(), failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn an_attachment_does_what_its_reference_does_and_keeps_its_promises(
@@ -38,14 +41,19 @@ proptest! {
     }
 }
 
+/// How many schedules are played.
+fn schedules() -> u32 {
+    std::env::var("MODEL_SCHEDULES").map_or(10_000, |number| number.parse().expect("MODEL_SCHEDULES is a number"))
+}
+
 /// One input. Numbers that pick something are taken modulo what there is, so that every part of a schedule stays
 /// meaningful when others are removed.
 #[derive(Clone, Debug)]
 enum Step {
-    Request { access: Access, start: u64, len: u64, bytes: usize },
+    Request { access: Access, start: u64, len: u64, bytes: usize, durable: bool },
     Bind(Offered),
-    Complete { pick: usize, outcome: Outcome, epoch: Whose },
-    LinkLost(Whose),
+    Complete { pick: usize, outcome: Outcome, epoch: Whose, luck: u64 },
+    LinkLost(Whose, u64),
     Drain,
     Cancel { pick: usize },
     Wait(Duration),
@@ -61,12 +69,14 @@ struct Offered {
     write_through: bool,
     max_requests: usize,
     max_bytes: usize,
+    luck: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Outcome {
     Done,
     Failed,
+    Cancelled,
     Gone,
     Fenced,
 }
@@ -80,12 +90,19 @@ enum Whose {
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
-    (any::<bool>(), prop_oneof![Just(None), (1..20_u64).prop_map(Some)], 1..9_usize, 0..80_usize).prop_map(
-        |(replay, park_for, max_requests, max_bytes)| Policy {
+    let log = (0..3000_usize, 0..12_usize).prop_map(|(max_bytes, max_changes)| LogPolicy {
+        flush: FLUSH,
+        max_bytes,
+        max_changes,
+    });
+    let park_for = prop_oneof![Just(None), (1..20_u64).prop_map(Some)];
+    (any::<bool>(), park_for, 1..9_usize, 0..80_usize, prop::option::weighted(0.8, log)).prop_map(
+        |(replay, park_for, max_requests, max_bytes, log)| Policy {
             replay,
             park_for: park_for.map(Duration::from_secs),
             max_requests,
             max_bytes,
+            log,
         },
     )
 }
@@ -93,8 +110,9 @@ fn policies() -> impl Strategy<Value = Policy> {
 fn steps() -> impl Strategy<Value = Step> {
     let access = prop_oneof![2 => Just(Access::Observe), 5 => Just(Access::Change), 2 => Just(Access::Flush)];
     let outcome = prop_oneof![
-        12 => Just(Outcome::Done),
+        16 => Just(Outcome::Done),
         2 => Just(Outcome::Failed),
+        1 => Just(Outcome::Cancelled),
         1 => Just(Outcome::Gone),
         1 => Just(Outcome::Fenced),
     ];
@@ -106,15 +124,27 @@ fn steps() -> impl Strategy<Value = Step> {
         any::<bool>(),
         0..6_usize,
         0..60_usize,
+        any::<u64>(),
     );
     prop_oneof![
-        16 => (access, 0..10_u64, 1..5_u64, 0..25_usize)
-            .prop_map(|(access, start, len, bytes)| Step::Request { access, start, len, bytes }),
-        6 => offered.prop_map(|(epoch, same_generation, same_instance, write_through, max_requests, max_bytes)| {
-            Step::Bind(Offered { epoch, same_generation, same_instance, write_through, max_requests, max_bytes })
-        }),
-        14 => (0..64_usize, outcome, whose()).prop_map(|(pick, outcome, epoch)| Step::Complete { pick, outcome, epoch }),
-        3 => whose().prop_map(Step::LinkLost),
+        16 => (access, 0..10_u64, 1..5_u64, 0..25_usize, prop::bool::weighted(0.2))
+            .prop_map(|(access, start, len, bytes, durable)| Step::Request { access, start, len, bytes, durable }),
+        6 => offered.prop_map(
+            |(epoch, same_generation, same_instance, write_through, max_requests, max_bytes, luck)| {
+                Step::Bind(Offered {
+                    epoch,
+                    same_generation,
+                    same_instance,
+                    write_through,
+                    max_requests,
+                    max_bytes,
+                    luck,
+                })
+            }
+        ),
+        18 => (0..64_usize, outcome, whose(), any::<u64>())
+            .prop_map(|(pick, outcome, epoch, luck)| Step::Complete { pick, outcome, epoch, luck }),
+        3 => (whose(), any::<u64>()).prop_map(|(whose, luck)| Step::LinkLost(whose, luck)),
         1 => Just(Step::Drain),
         2 => (0..64_usize).prop_map(|pick| Step::Cancel { pick }),
         2 => (0..8_u64).prop_map(|seconds| Step::Wait(Duration::from_secs(seconds))),
@@ -136,8 +166,8 @@ impl Run {
     fn new(policy: Policy) -> Self {
         let now = Instant::now();
         Self {
-            attachment: Attachment::new(policy, now),
-            reference: Reference::new(policy, now),
+            attachment: Attachment::new(policy.clone(), now),
+            reference: Reference::new(policy.clone(), now),
             witness: Witness::new(policy),
             now,
             accepted: 0,
@@ -147,18 +177,17 @@ impl Run {
 
     fn step(&mut self, step: Step) -> Check {
         match step {
-            Step::Request { access, start, len, bytes } => self.request(access, start..start + len, bytes)?,
-            Step::Bind(offered) => self.bind(offered)?,
-            Step::Complete { pick, outcome, epoch } => {
-                let tag = self.witness.pick_for_completion(pick, self.accepted);
-                let (epoch, completion) = (self.epoch(epoch), completion(outcome));
-                self.witness.before_completion(epoch, tag, &completion);
-                self.attachment.handle_completion(epoch, tag, completion.clone(), self.now);
-                self.reference.complete(epoch, tag, completion, self.now);
+            Step::Request { access, start, len, bytes, durable } => {
+                self.request(access, start..start + len, bytes, durable)?;
             }
-            Step::LinkLost(whose) => {
+            Step::Bind(offered) => self.bind(offered)?,
+            Step::Complete { pick, outcome, epoch, luck } => {
+                let tag = self.witness.pick_for_completion(pick, self.accepted);
+                self.complete(tag, self.epoch(epoch), completion(outcome), luck);
+            }
+            Step::LinkLost(whose, luck) => {
                 let epoch = self.epoch(whose);
-                self.witness.link_lost(epoch);
+                self.witness.link_lost(epoch, &mut Luck(luck));
                 self.attachment.handle_link_lost(epoch, self.now);
                 self.reference.link_lost(epoch, self.now);
             }
@@ -187,23 +216,33 @@ impl Run {
         self.poll()
     }
 
-    fn request(&mut self, access: Access, extent: std::ops::Range<u64>, bytes: usize) -> Check {
+    fn request(&mut self, access: Access, extent: Range<u64>, bytes: usize, durable: bool) -> Check {
         let extent = (access != Access::Flush).then_some(extent);
         let shape = Shape { access, extent, bytes };
-        let request = Request { op: 1, args: Bytes::new(), data: Bytes::new() };
+        let request = match access {
+            Access::Flush => FLUSH,
+            Access::Observe | Access::Change => {
+                Request { op: 1, args: if durable { DURABLE } else { Bytes::new() }, data: Bytes::new() }
+            }
+        };
         let room = self.reference.has_room(&shape);
         prop_assert_eq!(self.attachment.has_room(&shape), room);
         match self.attachment.handle_request(request, shape.clone()) {
             Ok(tag) => {
                 self.accepted += 1;
                 prop_assert!(room, "a request above the limits was accepted");
-                prop_assert_eq!(tag, Tag(self.accepted), "a tag was used again");
-                self.witness.accepted(tag, shape.clone());
-                self.reference.accept(tag, shape);
+                self.witness.accepted(tag, shape.clone(), u8::try_from(self.accepted).unwrap());
+                prop_assert_eq!(tag, self.reference.accept(shape), "a tag was used again");
             }
             Err(_) => prop_assert!(!room, "a request was refused though there was room"),
         }
         Ok(())
+    }
+
+    fn complete(&mut self, tag: Tag, epoch: Epoch, completion: Completion, luck: u64) {
+        self.witness.before_completion(epoch, tag, &completion, &mut Luck(luck));
+        self.attachment.handle_completion(epoch, tag, completion.clone(), self.now);
+        self.reference.complete(epoch, tag, completion, self.now);
     }
 
     fn bind(&mut self, offered: Offered) -> Check {
@@ -219,7 +258,7 @@ impl Run {
         let result = self.attachment.bind(binding).map_err(|error| verdict(&error));
         prop_assert_eq!(&result, &self.reference.bind(binding));
         if result.is_ok() {
-            self.witness.bound(self.last, binding)?;
+            self.witness.bound(self.last, binding, &mut Luck(offered.luck))?;
             self.last = Some(binding);
         }
         Ok(())
@@ -233,13 +272,16 @@ impl Run {
         }
         prop_assert_eq!(answers, std::mem::take(&mut self.reference.answers));
         while let Some(dispatch) = self.attachment.poll_dispatch() {
-            self.witness.dispatched(dispatch.epoch, dispatch.tag)?;
+            self.witness.dispatched(dispatch.epoch, dispatch.tag, &dispatch.request)?;
             prop_assert_eq!(Some(dispatch.tag), self.reference.dispatch());
         }
         prop_assert_eq!(None, self.reference.dispatch(), "a request stayed that may be sent");
         prop_assert_eq!(self.attachment.pending(), self.reference.pending.len());
-        prop_assert_eq!(self.attachment.in_flight(), self.reference.in_flight().count());
-        prop_assert_eq!(self.attachment.is_clean(), self.reference.unflushed.is_empty());
+        prop_assert_eq!(self.attachment.in_flight(), self.reference.in_flight());
+        prop_assert_eq!(self.attachment.is_clean(), self.reference.is_clean());
+        if self.attachment.is_clean() {
+            self.witness.clean()?;
+        }
         prop_assert_eq!(self.attachment.poll_timeout(), self.reference.deadline());
         let phase = match self.attachment.phase() {
             Phase::Parked { .. } => "parked",
@@ -251,10 +293,43 @@ impl Run {
         Ok(())
     }
 
-    /// Whatever happened, a fault answers all that is left.
+    /// Whatever happened, everything comes to its end when nothing goes wrong any more, and all that was answered is
+    /// there; and a fault answers all that is left.
     fn finish(&mut self) -> Check {
+        self.come_to_rest()?;
+        if !matches!(self.attachment.phase(), Phase::Faulted(_)) {
+            prop_assert_eq!(self.attachment.pending(), 0);
+            self.witness.content_is_right()?;
+            self.request(Access::Flush, 0..0, 0, false)?;
+            self.poll()?;
+            self.come_to_rest()?;
+            prop_assert!(self.attachment.is_clean(), "not clean after a flush");
+            self.witness.medium.loses_power();
+            self.witness.content_is_right()?;
+        }
         self.step(Step::Fault)?;
         prop_assert_eq!(&self.witness.open, &BTreeMap::new(), "accepted and never answered");
+        Ok(())
+    }
+
+    fn come_to_rest(&mut self) -> Check {
+        for round in 0_u64..1000 {
+            match self.attachment.phase() {
+                Phase::Faulted(_) => return Ok(()),
+                Phase::Parked { .. } => {
+                    let offered = Offered { same_instance: round % 2 == 0, luck: round, ..CALM };
+                    self.bind(offered)?;
+                }
+                Phase::Active(_) | Phase::Draining(_) => {
+                    let Some(tag) = self.witness.in_flight().next() else {
+                        return Ok(());
+                    };
+                    self.complete(tag, self.epoch(Whose::Present), Ok(Bytes::new()), round);
+                }
+            }
+            self.poll()?;
+        }
+        prop_assert!(false, "it does not come to rest");
         Ok(())
     }
 
@@ -278,6 +353,26 @@ const FIRST: Binding = Binding {
     max_bytes: 1,
 };
 
+/// A bind with which nothing is wrong.
+const CALM: Offered = Offered {
+    epoch: 1,
+    same_generation: true,
+    same_instance: true,
+    write_through: false,
+    max_requests: 2,
+    max_bytes: 30,
+    luck: 0,
+};
+
+const FLUSH: Request = Request { op: 3, args: Bytes::new(), data: Bytes::new() };
+
+/// Asks that a change is on the medium before it is answered.
+const DURABLE: Bytes = Bytes::from_static(&[1]);
+
+fn is_durable(request: &Request) -> bool {
+    request.args == DURABLE
+}
+
 fn verdict(error: &BindError) -> &'static str {
     match error {
         BindError::NotParked => "not parked",
@@ -292,6 +387,7 @@ fn completion(outcome: Outcome) -> Completion {
     match outcome {
         Outcome::Done => Ok(Bytes::new()),
         Outcome::Failed => Err(error(ErrorKind::NoSpace)),
+        Outcome::Cancelled => Err(error(ErrorKind::Cancelled)),
         Outcome::Gone => Err(error(ErrorKind::Gone)),
         Outcome::Fenced => Err(error(ErrorKind::Fenced)),
     }

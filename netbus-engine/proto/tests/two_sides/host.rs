@@ -44,6 +44,8 @@ pub(crate) struct Host {
     /// The epoch of the last grant of all, and of the last one to a new writer.
     newest: Epoch,
     pub(crate) last_new_writer: Option<(usize, Epoch)>,
+    /// A flush has failed: none succeeds until the device is opened anew, as another instance.
+    failed: bool,
     /// Whether a daemon that had unflushed writes has ended; no later fence knows of them.
     abandoned: bool,
 }
@@ -98,6 +100,7 @@ impl Host {
             closes: BTreeMap::new(),
             newest: Epoch(0),
             last_new_writer: None,
+            failed: false,
             abandoned: false,
         }
     }
@@ -207,12 +210,17 @@ impl Host {
         self.life += 1;
         self.abandoned |= !self.disk.is_durable();
         if power_lost {
-            self.instance += 1;
-            self.disk.lose_power(&mut net.dice);
-            self.abandoned = false;
+            self.open_anew(net);
         }
         self.desk = LeaseDesk::new(self.durable);
         self.up_at = net.now + net.dice.milliseconds(0, 5000);
+    }
+
+    /// The device begins another life, in which what was not durable may be lost.
+    fn open_anew(&mut self, net: &mut Net) {
+        self.instance += 1;
+        self.disk.lose_power(&mut net.dice);
+        (self.failed, self.abandoned) = (false, false);
     }
 
     fn message(&mut self, net: &mut Net, id: SessionId, header: &Header, body: &[u8]) {
@@ -268,6 +276,21 @@ impl Host {
 
     fn carry_out(&mut self, net: &mut Net, operation: &Operation) -> Completion {
         self.guard(operation.epoch, &operation.request);
+        let flushes = match operation.request {
+            BlockRequest::Flush => operation.header.is_none_or(|_| self.exports[&operation.epoch].write),
+            BlockRequest::Write { fua, .. } => fua || self.write_through,
+            BlockRequest::Read { .. } | BlockRequest::Discard { .. } | BlockRequest::WriteZeroes { .. } => false,
+        };
+        if flushes && (operation.fails || self.failed) {
+            if !self.failed {
+                net.note("a flush failed");
+            }
+            self.failed = true;
+            if let BlockRequest::Write { offset, data, .. } = &operation.request {
+                self.disk.write(blocks(*offset, data.len()), crate::disk::writes(data)[0], false);
+            }
+            return Err(DeviceError::new(ErrorKind::Io, "The disk failed"));
+        }
         if operation.fails && net.dice.chance(50) {
             return Err(DeviceError::new(ErrorKind::Io, "The disk failed"));
         }
@@ -375,9 +398,10 @@ impl Host {
                 }
             }
             Effect::Closed { epoch, .. } => {
-                assert!(self.disk.is_durable(), "a lease was handed back before its writes were durable");
+                assert!(self.disk.is_durable() || self.failed, "a lease was handed back with writes at risk");
+                let answer = if self.failed { Control::CloseFailed(refusal(Reason::Device)) } else { Control::Closed };
                 if let Some((session, tag)) = self.closes.remove(&epoch) {
-                    self.reply(session, tag, &Control::Closed);
+                    self.reply(session, tag, &answer);
                 }
             }
         }
@@ -385,6 +409,9 @@ impl Host {
 
     fn grant(&mut self, net: &mut Net, session: SessionId, epoch: Epoch, generation: Generation, write: bool) {
         assert!(epoch > self.newest, "epoch {epoch} was given after {}", self.newest);
+        if self.failed {
+            self.open_anew(net);
+        }
         self.newest = epoch;
         let (tag, resume) = self.take_open(session);
         let peer = self.sessions[&session].peer;

@@ -4,8 +4,8 @@
 //! What must hold, whatever happens:
 //! - every accepted request is answered exactly once;
 //! - a read shows the last write that was asked before it;
-//! - what a flush, a FUA write or a handed-back lease promised survives a loss of power at the host, and where
-//!   acknowledged writes may be lost the attachment faults;
+//! - what a flush, a FUA write or a handed-back lease promised survives a loss of power at the host, and so does what
+//!   was acknowledged; where there is no log, the attachment faults when that may be lost;
 //! - no write of a lapsed epoch reaches the disk, and no two that conflict are there together;
 //! - when nothing goes wrong any more, everything comes to its end.
 //!
@@ -53,6 +53,9 @@ fn two_sides_keep_their_promises_whatever_happens_between_them() {
         "a link lost under an attachment",
         "a request of a lapsed epoch refused",
         "lost writes noticed",
+        "a log written again",
+        "a flush failed",
+        "a device opened anew after a failed flush",
         "refused while in use",
     ];
     for what in must_happen {

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use netbus_proto::attachment::{Attachment, BindError, Binding, Dispatch, Phase, Policy};
-use netbus_proto::class::block::ARGS_LEN;
-use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, PublicationId, Tag};
+use netbus_proto::attachment::{Attachment, BindError, Binding, Dispatch, LogPolicy, Phase, Policy};
+use netbus_proto::class::block::{ARGS_LEN, BlockRequest};
+use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, Instance, PublicationId, Tag};
 use netbus_proto::request::{DeviceError, ErrorKind};
 use netbus_proto::session::{Event, Role, Session, Setup};
 use netbus_proto::wire::control::{Close, Control, Grant, Open, Purpose, Reason, Resume};
@@ -19,6 +19,9 @@ use crate::net::{Arrival, Assembler, Due, End, Net};
 pub(crate) struct Subscriber {
     index: usize,
     attachment: Attachment,
+    /// Whether it keeps a log, and the instance that it is bound to.
+    logs: bool,
+    instance: Option<Instance>,
     application: Application,
     /// Whether the application writes, or only reads.
     write: bool,
@@ -52,9 +55,12 @@ struct Seat {
 impl Subscriber {
     pub(crate) fn new(net: &mut Net, index: usize) -> Self {
         let write = net.dice.chance(75);
+        let policy = policy(net);
         Self {
             index,
-            attachment: Attachment::new(POLICY, net.now),
+            logs: policy.log.is_some(),
+            attachment: Attachment::new(policy, net.now),
+            instance: None,
             application: Application::default(),
             write,
             seat: None,
@@ -194,6 +200,13 @@ impl Subscriber {
             self.dispatch(net, dispatch);
         }
         self.answers(host);
+        if let (Phase::Faulted(error), Some(_)) = (self.attachment.phase(), &self.seat) {
+            let fair = error.text.contains("could not be repeated") || error.text.contains("could not be made durable");
+            assert!(fair && self.logs, "{error}");
+            net.note("a disk that would not take the log");
+            return self.give_up(net, host);
+        }
+        self.open_anew_if_left(net);
         self.leave_if_due(net);
         if let Some(seat) = &mut self.seat {
             seat.transmit(net);
@@ -275,10 +288,15 @@ impl Subscriber {
         self.write_through = grant.write_through;
         self.seat.as_mut().unwrap().channel = Some((grant.channel, grant.epoch));
         self.application.begins_with(&net.contents[&grant.epoch]);
+        let interrupted = self.instance.replace(grant.instance).is_some_and(|left| left != grant.instance);
+        if interrupted && self.logs && !self.attachment.is_clean() {
+            net.note("a log written again");
+        }
         match self.attachment.bind(binding) {
             Ok(()) if resumed => net.note("a lease went on"),
             Ok(()) => net.note("a lease began"),
             Err(BindError::LostWrites) => {
+                assert!(!self.logs, "writes lost that were logged");
                 assert!(self.application.has_unflushed(), "a fault though all that was answered is durable");
                 net.note("lost writes noticed");
                 self.give_up(net, host);
@@ -333,7 +351,10 @@ impl Subscriber {
     }
 
     fn begin_anew(&mut self, net: &mut Net) {
-        self.attachment = Attachment::new(POLICY, net.now);
+        let policy = policy(net);
+        self.logs = policy.log.is_some();
+        self.attachment = Attachment::new(policy, net.now);
+        self.instance = None;
         self.application = Application::default();
         self.write = net.dice.chance(75);
         self.lease = None;
@@ -343,12 +364,29 @@ impl Subscriber {
         self.stale = None;
     }
 
+    /// The attachment has left a device whose flush failed: it is opened anew, in the same session.
+    fn open_anew_if_left(&mut self, net: &mut Net) {
+        if let Some(seat) = &mut self.seat
+            && seat.channel.is_some()
+            && seat.question.is_none()
+            && !self.handed_back
+            && matches!(self.attachment.phase(), Phase::Parked { .. })
+        {
+            net.note("a device opened anew after a failed flush");
+            let open = Open { publication: PublicationId([7; 16]), write: self.write, resume: self.lease };
+            seat.channel = None;
+            seat.question = seat.session.send_request(&Control::Open(open));
+        }
+    }
+
     fn leave_if_due(&mut self, net: &mut Net) {
         if let Some(seat) = &mut self.seat
             && let Some((channel, _)) = seat.channel
             && self.closing
             && seat.question.is_none()
             && self.attachment.pending() == 0
+            && self.attachment.in_flight() == 0
+            && matches!(self.attachment.phase(), Phase::Active(_))
         {
             self.attachment.begin_drain(net.now);
             self.handed_back = true;
@@ -386,5 +424,14 @@ pub(crate) fn fingerprint(peer: usize) -> Fingerprint {
     Fingerprint([u8::try_from(peer).unwrap() + 1; 32])
 }
 
-/// As for block devices: what was not answered is sent again, for as long as it takes.
-const POLICY: Policy = Policy { replay: true, park_for: None, max_requests: 8, max_bytes: 8192 };
+/// As for block devices: what was not answered is sent again, for as long as it takes. Most keep a log, a tiny one at
+/// times.
+fn policy(net: &mut Net) -> Policy {
+    let flush = BlockRequest::Flush.into_request();
+    let log = match net.dice.below(4) {
+        0 => None,
+        1 => Some(LogPolicy { flush, max_bytes: 4096, max_changes: 3 }),
+        _ => Some(LogPolicy::new(flush)),
+    };
+    Policy { replay: true, park_for: None, max_requests: 8, max_bytes: 8192, log }
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use netbus_proto::attachment::Binding;
+use netbus_proto::attachment::{Binding, LogPolicy};
 use netbus_proto::ids::Tag;
 use netbus_proto::wire::control::{Close, Control, Grant, Open, Reason, Refusal, Resume, Revoked};
 
@@ -84,8 +84,10 @@ impl Subscriber {
         }
         let read_only = subscription.stored.read_only || grant.read_only;
         subscription.stored.read_only = read_only;
-        let attachment =
-            subscription.attachment.get_or_insert_with(|| Attachment::start(class, device.clone(), read_only));
+        let attachment = subscription.attachment.get_or_insert_with(|| {
+            let flush = if read_only { None } else { class.flush() };
+            Attachment::start(class, device.clone(), read_only, flush.map(LogPolicy::new))
+        });
         let binding = Binding {
             epoch: grant.epoch,
             generation: grant.generation,
