@@ -16,7 +16,7 @@ use futures::future::BoxFuture;
 use netbus_proto::attachment::{self as machine, BindError, Binding, LogPolicy, Phase, Policy};
 use netbus_proto::ids::{Epoch, Tag};
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request, Shape};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::backend::{Backend, Ticket};
 use crate::class::DeviceClass;
@@ -34,6 +34,8 @@ struct Inner {
     read_only: bool,
     room: Room,
     core: Mutex<Core>,
+    /// The machine's phase, for those who wait for another one.
+    phases: watch::Sender<Phase>,
     /// Told when the machine may want to be called at another time than before.
     due: Arc<Notify>,
 }
@@ -84,10 +86,10 @@ impl Attachment {
             bytes: Arc::new(Semaphore::new(policy.max_bytes)),
             max_bytes: policy.max_bytes,
         };
-        let core = Mutex::new(Core::new(machine::Attachment::new(limits, Instant::now())));
-        let due = Arc::new(Notify::new());
-        let inner = Inner { class, device: RwLock::new(device), read_only, room, core, due: Arc::clone(&due) };
-        let inner = Arc::new(inner);
+        let core = Core::new(machine::Attachment::new(limits, Instant::now()));
+        let phases = watch::Sender::new(core.machine.phase().clone());
+        let (device, core, due) = (RwLock::new(device), Mutex::new(core), Arc::new(Notify::new()));
+        let inner = Arc::new(Inner { class, device, read_only, room, core, phases, due: Arc::clone(&due) });
         tokio::spawn(keep_time(Arc::downgrade(&inner), due));
         Self(inner)
     }
@@ -167,6 +169,12 @@ impl Attachment {
         self.0.device.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The machine's phase, and each change of it.
+    #[must_use]
+    pub fn phases(&self) -> watch::Receiver<Phase> {
+        self.0.phases.subscribe()
+    }
+
     /// How it is now.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -213,7 +221,8 @@ impl Inner {
         core.carrying_out = true;
         loop {
             let wanted = core.wanted();
-            if std::mem::take(&mut core.due_changed) {
+            if std::mem::take(&mut core.phase_changed) {
+                self.phases.send_replace(core.phase.clone());
                 self.due.notify_one();
             }
             if wanted.is_empty() {
@@ -285,9 +294,9 @@ struct Core {
     draining: Vec<oneshot::Sender<()>>,
     /// A thread is carrying out what the machine wants.
     carrying_out: bool,
-    /// When the machine wanted to be called, when it was last asked.
-    due: Option<Instant>,
-    due_changed: bool,
+    /// The phase that others have been told of.
+    phase: Phase,
+    phase_changed: bool,
 }
 
 /// What the machine wants done.
@@ -300,9 +309,8 @@ struct Wanted {
 
 impl Core {
     fn new(machine: machine::Attachment) -> Self {
-        let due = machine.poll_timeout();
-        let (owed, draining) = (HashMap::new(), Vec::new());
-        Self { machine, backend: None, owed, draining, carrying_out: false, due, due_changed: false }
+        let (phase, owed, draining) = (machine.phase().clone(), HashMap::new(), Vec::new());
+        Self { machine, backend: None, owed, draining, carrying_out: false, phase, phase_changed: false }
     }
 
     /// Gives up what has not begun; gives what has.
@@ -328,9 +336,10 @@ impl Core {
         if !self.draining.is_empty() && matches!(self.machine.phase(), Phase::Parked { .. } | Phase::Faulted(_)) {
             wanted.drained = std::mem::take(&mut self.draining);
         }
-        let due = self.machine.poll_timeout();
-        self.due_changed |= due != self.due;
-        self.due = due;
+        if self.machine.phase() != &self.phase {
+            self.phase = self.machine.phase().clone();
+            self.phase_changed = true;
+        }
         wanted
     }
 }

@@ -87,17 +87,56 @@ pub struct EngineHandle {
 
 /// Everything that can change the engine's state.
 pub(crate) enum Input {
-    Call { call: Call, progress: Progress, reply: oneshot::Sender<Result<Answer, ApiError>> },
-    Identified { wanted: host::Wanted, result: Result<Identified, OpenError>, reply: Reply },
-    DeviceOpened { publication: PublicationId, result: Result<OpenedDevice, OpenError> },
+    Call {
+        call: Call,
+        progress: Progress,
+        reply: oneshot::Sender<Result<Answer, ApiError>>,
+    },
+    Identified {
+        wanted: host::Wanted,
+        result: Result<Identified, OpenError>,
+        reply: Reply,
+    },
+    DeviceOpened {
+        publication: PublicationId,
+        result: Result<OpenedDevice, OpenError>,
+    },
     Looked(Vec<(PublicationId, Result<Bytes, String>)>),
-    Fenced { publication: PublicationId, epoch: Epoch, flushed: Result<(), String> },
-    Dialed { peer: Fingerprint, result: Result<Box<Dialed>, DialError> },
-    Joined { result: Result<joining::Joined, joining::JoinError>, reply: Reply },
-    Bound { key: Key, epoch: Epoch, result: Result<(), BindError> },
-    Presented { key: Key, result: Result<Box<dyn Frontend>, PresentError> },
-    TakenDown { key: Key, result: subscriber::TakenDown },
-    Reach { peer: Fingerprint, addresses: Vec<std::net::SocketAddr> },
+    Fenced {
+        publication: PublicationId,
+        epoch: Epoch,
+        flushed: Result<(), String>,
+    },
+    Dialed {
+        peer: Fingerprint,
+        result: Result<Box<Dialed>, DialError>,
+    },
+    Joined {
+        result: Result<joining::Joined, joining::JoinError>,
+        reply: Reply,
+    },
+    Bound {
+        key: Key,
+        epoch: Epoch,
+        result: Result<(), BindError>,
+    },
+    /// An attachment has left the backend of this epoch by itself, or failed.
+    Left {
+        key: Key,
+        epoch: Epoch,
+    },
+    Presented {
+        key: Key,
+        result: Result<Box<dyn Frontend>, PresentError>,
+    },
+    TakenDown {
+        key: Key,
+        result: subscriber::TakenDown,
+    },
+    Reach {
+        peer: Fingerprint,
+        addresses: Vec<std::net::SocketAddr>,
+    },
     Stop(oneshot::Sender<()>),
 }
 
@@ -355,6 +394,7 @@ impl Engine {
             }
             Input::Joined { result, reply } => self.joined(result, reply),
             Input::Bound { key, epoch, result } => self.subscriber.bound(&self.core, key, epoch, result),
+            Input::Left { key, epoch } => self.subscriber.left(&self.core, key, epoch, &self.peers.sessions()),
             Input::Presented { key, result } => {
                 self.subscriber.presented(&self.core, key, result, &self.peers.sessions());
             }

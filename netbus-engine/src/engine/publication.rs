@@ -48,6 +48,8 @@ pub(super) enum Device {
     Opening { read_only: bool, grants: Vec<PendingGrant> },
     /// It is claimed and open.
     Open { opened: Arc<OpenedDevice>, read_only: bool },
+    /// It is claimed and open, and a flush has failed: it must be opened anew before anybody uses it again.
+    Failed { opened: Arc<OpenedDevice> },
 }
 
 /// A lease that the desk gave and whose device is not open yet.
@@ -120,7 +122,7 @@ impl Publication {
     /// The class's description of the device, as far as it is known.
     pub(super) fn device_description(&self) -> Bytes {
         match &self.device {
-            Device::Open { opened, .. } => opened.device.clone(),
+            Device::Open { opened, .. } | Device::Failed { opened } => opened.device.clone(),
             Device::Closed | Device::Opening { .. } => self.stored.device.0.clone().into(),
         }
     }
@@ -227,7 +229,12 @@ impl Publication {
     pub(super) fn fenced(&mut self, core: &Core, sessions: &Sessions, epoch: Epoch, flushed: Result<(), String>) {
         if let Err(text) = flushed {
             warn!(error = text, "A lease ended with writes that did not become durable");
-            self.close_errors.insert(epoch, text);
+            if self.closes.contains_key(&epoch) {
+                self.close_errors.insert(epoch, text);
+            }
+            if let Device::Open { opened, .. } = &self.device {
+                self.device = Device::Failed { opened: Arc::clone(opened) };
+            }
         }
         self.desk.handle_fenced(epoch, Instant::now());
         self.advance(core, sessions);
@@ -245,7 +252,7 @@ impl Publication {
     pub(super) fn farewell(&mut self) -> impl Future<Output = ()> + use<> {
         let exports: Vec<_> = self.exports.drain().map(|(_, open)| open.export).collect();
         let device = match std::mem::replace(&mut self.device, Device::Closed) {
-            Device::Open { opened, .. } => Some(opened),
+            Device::Open { opened, .. } | Device::Failed { opened } => Some(opened),
             Device::Closed | Device::Opening { .. } => None,
         };
         async move {
@@ -349,14 +356,19 @@ impl Publication {
                 self.give(core, sessions, grant);
             }
             Device::Opening { read_only: mode, grants } if *mode == read_only => grants.push(grant),
-            Device::Closed | Device::Open { .. } | Device::Opening { .. } => {
+            Device::Closed | Device::Open { .. } | Device::Failed { .. } | Device::Opening { .. } => {
                 // The desk grants one writer or many readers, so nobody uses the device in the other mode.
-                self.device = Device::Opening { read_only, grants: vec![grant] };
+                let opening = Device::Opening { read_only, grants: vec![grant] };
+                let before = std::mem::replace(&mut self.device, opening);
                 let (class, identity, inputs) =
                     (Arc::clone(&self.class), self.stored.identity.clone(), core.inputs.clone());
                 let publication = self.stored.id;
                 tokio::spawn(async move {
-                    let opening = tokio::task::spawn_blocking(move || class.open(&identity, read_only));
+                    let opening = tokio::task::spawn_blocking(move || {
+                        // Its claim ends here, or the device could not be claimed anew.
+                        drop(before);
+                        class.open(&identity, read_only)
+                    });
                     let result = match opening.await.expect("opening a device does not panic") {
                         Ok(opened) => flushed(opened).await,
                         Err(error) => Err(error),
@@ -435,11 +447,12 @@ impl Publication {
             session.handle.routes.shut(open.channel);
         }
         let device = match &self.device {
-            Device::Open { opened, .. } => Some(Arc::clone(opened)),
+            Device::Open { opened, .. } | Device::Failed { opened } => Some(Arc::clone(opened)),
             Device::Closed | Device::Opening { .. } => None,
         };
         tokio::spawn(async move {
             open.export.fence().await;
+            // Dropped before the engine learns of it: it may open the device anew.
             let flushed = match device {
                 Some(device) => device.backend.quiesce().await.map_err(|error| error.text),
                 None => Ok(()),
@@ -499,7 +512,7 @@ impl Publication {
 
     /// Closes a device that nobody may use any more.
     fn let_go(&mut self, core: &Core) {
-        if let Device::Open { .. } = self.device {
+        if let Device::Open { .. } | Device::Failed { .. } = self.device {
             self.take_stamp(core);
             let device = std::mem::replace(&mut self.device, Device::Closed);
             // Closing may wait for the device.

@@ -31,7 +31,7 @@ impl Export {
     }
 
     /// Takes the lease's right away: from here on its requests are refused. Resolves when none of them is at the
-    /// device any more.
+    /// device any more, and the export holds it no longer.
     pub async fn fence(&self) {
         self.fenced.store(true, Ordering::Release);
         self.attachment.drain(true).await;

@@ -19,12 +19,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::shelf::ShelfClass;
+use crate::slate::SlateClass;
 
 /// How long anything may take. Machines are slow at times; nothing here is.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Machine {
     pub(crate) shelf: ShelfClass,
+    pub(crate) slate: SlateClass,
     name: String,
     folder: TempDir,
     port: u16,
@@ -40,8 +42,8 @@ struct Running {
 impl Machine {
     pub(crate) async fn start(name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let shelf = ShelfClass::default();
-        let mut machine = Self { shelf, name: name.to_owned(), folder, port: 0, running: None };
+        let (shelf, slate) = (ShelfClass::default(), SlateClass::default());
+        let mut machine = Self { shelf, slate, name: name.to_owned(), folder, port: 0, running: None };
         machine.resume().await;
         machine
     }
@@ -58,7 +60,11 @@ impl Machine {
             name: self.name.clone(),
             port: self.port,
             identity,
-            registry: Registry::of(vec![Arc::new(self.shelf.clone()), Arc::new(BlockClass::new())]),
+            registry: Registry::of(vec![
+                Arc::new(self.shelf.clone()),
+                Arc::new(self.slate.clone()),
+                Arc::new(BlockClass::new()),
+            ]),
             state,
             runtime_dir: self.folder.path().join("run"),
             accepted,
@@ -76,6 +82,15 @@ impl Machine {
         let _ = running.listening.await;
         running.engine.stop().await;
         running.task.await.unwrap();
+    }
+
+    /// Ends the engine as a loss of power does: nothing is flushed, nobody is told.
+    pub(crate) async fn crash(&mut self) {
+        let running = self.running.take().expect("it runs");
+        running.listening.abort();
+        let _ = running.listening.await;
+        running.task.abort();
+        let _ = running.task.await;
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

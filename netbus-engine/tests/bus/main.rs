@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod crash;
 mod disk;
 mod machine;
 mod shelf;
+mod slate;
 
 use bytes::Bytes;
 use netbus_engine::control::api::{Answer, Call, ErrorKind, PublishedState, SubscribedState};

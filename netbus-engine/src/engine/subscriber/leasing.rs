@@ -1,12 +1,14 @@
 //! How a subscriber talks with hosts: OPEN, CLOSE and their answers, and leases that end without being asked.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use netbus_proto::attachment::{Binding, LogPolicy};
-use netbus_proto::ids::Tag;
+use netbus_proto::attachment::{Binding, LogPolicy, Phase};
+use netbus_proto::ids::{Epoch, Fingerprint, Tag};
 use netbus_proto::wire::control::{Close, Control, Grant, Open, Reason, Refusal, Resume, Revoked};
+use tracing::info;
 
 use super::subscription::{Lease, State, waiting};
 use super::{Key, Question, RETRY_AFTER, Subscriber, unsubscribed};
@@ -96,10 +98,55 @@ impl Subscriber {
             max_requests: grant.max_requests as usize,
             max_bytes: grant.max_bytes as usize,
         };
+        let (mut phases, inputs, epoch) = (attachment.phases(), core.inputs.clone(), grant.epoch);
         let result = attachment.bind(binding, device, remote);
+        let bound = result.is_ok();
         // As an input of its own, since it may fault what is just being handled. The engine is gone only when the daemon
         // stops.
-        let _ = core.inputs.send(Input::Bound { key, epoch: grant.epoch, result });
+        let _ = inputs.send(Input::Bound { key, epoch, result });
+        if bound {
+            tokio::spawn(async move {
+                let has_left = |phase: &Phase| phase.binding().is_none_or(|binding| binding.epoch != epoch);
+                if phases.wait_for(has_left).await.is_ok() {
+                    // As above.
+                    let _ = inputs.send(Input::Left { key, epoch });
+                }
+            });
+        }
+    }
+
+    /// The attachment has let go of the backend of this epoch. If that was not for the end of its session, the device
+    /// must be opened anew: a flush has failed.
+    pub(in crate::engine) fn left(
+        &mut self,
+        core: &Core,
+        key: Key,
+        epoch: Epoch,
+        sessions: &BTreeMap<Fingerprint, SessionHandle>,
+    ) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        let active = matches!(subscription.state, State::Active { epoch: active, .. } if active == epoch);
+        if !active || subscription.stored.ended || subscription.unsubscribing.is_some() {
+            return;
+        }
+        match subscription.phase() {
+            Some(Phase::Parked { .. }) => {}
+            Some(Phase::Faulted(error)) => return self.fault(core, key, ApiErrorKind::Refused, &error.text),
+            Some(Phase::Active(_) | Phase::Draining(_)) | None => return,
+        }
+        let now = Instant::now();
+        let again = subscription.opened_anew.replace(now).is_some_and(|last| now - last < RETRY_AFTER);
+        let session = sessions.get(&key.0).filter(|_| !again);
+        let Some(session) = session else {
+            // A device that fails at once, time after time, is not asked without a pause.
+            let why = "The device failed and is being opened anew".to_owned();
+            subscription.state = State::Waiting { why, retry: Some(now + RETRY_AFTER) };
+            return self.tell_state(core, key);
+        };
+        info!("A device failed and is opened anew");
+        self.open(key, session);
     }
 
     fn refused(&mut self, core: &Core, key: Key, refusal: Refusal) {

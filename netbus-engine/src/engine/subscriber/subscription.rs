@@ -28,6 +28,8 @@ pub(in crate::engine) struct Subscription {
     pub(in crate::engine) state: State,
     /// The lease that goes on after a lost link.
     pub(super) lease: Option<Lease>,
+    /// When it last opened a device anew that had failed.
+    pub(super) opened_anew: Option<Instant>,
     pub(super) attachment: Option<Attachment>,
     pub(super) frontend: Option<Box<dyn Frontend>>,
     /// Where applications find it.
@@ -71,6 +73,7 @@ impl Subscription {
             stored,
             state: waiting("Looking for its host".to_owned()),
             lease: None,
+            opened_anew: None,
             attachment: None,
             frontend: None,
             node: None,
@@ -124,7 +127,7 @@ impl Subscription {
     }
 
     /// What its attachment is doing.
-    fn phase(&self) -> Option<Phase> {
+    pub(super) fn phase(&self) -> Option<Phase> {
         self.attachment.as_ref().map(|attachment| attachment.status().phase)
     }
 }

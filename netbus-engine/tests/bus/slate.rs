@@ -1,0 +1,262 @@
+//! A class whose device forgets: what was written is in a cache until a flush, a crash empties the cache, and a flush can
+//! be made to fail.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use netbus_engine::backend::{Backend, Ticket};
+use netbus_engine::class::{
+    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
+};
+use netbus_engine::frontend::{Frontend, Presentation, Queue};
+use netbus_proto::ids::{ClassCode, Epoch, Instance, Tag};
+use netbus_proto::request::{Access, Completion, DeviceError, ErrorKind, Request, Shape};
+
+use crate::shelf::ShelfClass;
+
+/// Its size, in bytes.
+pub(crate) const SIZE: usize = 4096;
+
+const READ: u8 = 1;
+const WRITE: u8 = 2;
+const FLUSH: u8 = 3;
+
+/// The class, the device, and the test's hands on both.
+#[derive(Clone, Default)]
+pub(crate) struct SlateClass {
+    device: Arc<Mutex<Device>>,
+    hands: ShelfClass,
+}
+
+struct Device {
+    cache: Vec<u8>,
+    medium: Vec<u8>,
+    life: u8,
+    flushes_to_fail: usize,
+    /// A flush has failed, so that none succeeds in this life.
+    failed: bool,
+    changes: usize,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        let empty = vec![0; SIZE];
+        Self { cache: empty.clone(), medium: empty, life: 1, flushes_to_fail: 0, failed: false, changes: 0 }
+    }
+}
+
+impl SlateClass {
+    /// The machine loses power: what was not flushed is gone.
+    pub(crate) fn lose_power(&self) {
+        self.lock().begin_anew();
+    }
+
+    pub(crate) fn fail_flushes(&self, number: usize) {
+        self.lock().flushes_to_fail = number;
+    }
+
+    /// What is there for good.
+    pub(crate) fn medium(&self) -> Vec<u8> {
+        self.lock().medium.clone()
+    }
+
+    /// Changes that the device was asked for.
+    pub(crate) fn changes(&self) -> usize {
+        self.lock().changes
+    }
+
+    pub(crate) fn life(&self) -> u8 {
+        self.lock().life
+    }
+
+    pub(crate) fn queue(&self, node: &str) -> Queue {
+        self.hands.queue(node)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Device> {
+        self.device.lock().unwrap()
+    }
+}
+
+impl Device {
+    fn begin_anew(&mut self) {
+        self.life += 1;
+        self.failed = false;
+        self.cache = self.medium.clone();
+    }
+
+    fn flush(&mut self) -> Result<(), DeviceError> {
+        if self.flushes_to_fail > 0 {
+            self.flushes_to_fail -= 1;
+            self.failed = true;
+        }
+        if self.failed {
+            return Err(DeviceError::new(ErrorKind::Io, "The slate could not be flushed"));
+        }
+        self.medium = self.cache.clone();
+        Ok(())
+    }
+
+    fn answer(&mut self, request: &Request) -> Completion {
+        let extent = extent(request);
+        match request.op {
+            READ => return Ok(Bytes::copy_from_slice(&self.cache[extent])),
+            WRITE => {
+                self.changes += 1;
+                self.cache[extent].copy_from_slice(&request.data);
+            }
+            _ => self.flush()?,
+        }
+        Ok(Bytes::new())
+    }
+}
+
+pub(crate) fn write(at: u16, data: &[u8]) -> Request {
+    Request { op: WRITE, args: args(at, data.len()), data: Bytes::copy_from_slice(data) }
+}
+
+pub(crate) fn read(at: u16, length: usize) -> Request {
+    Request { op: READ, args: args(at, length), data: Bytes::new() }
+}
+
+pub(crate) fn flush() -> Request {
+    Request { op: FLUSH, args: args(0, 0), data: Bytes::new() }
+}
+
+fn args(at: u16, length: usize) -> Bytes {
+    Bytes::from([at.to_be_bytes(), u16::try_from(length).unwrap().to_be_bytes()].concat())
+}
+
+fn extent(request: &Request) -> std::ops::Range<usize> {
+    let number = |at: usize| usize::from(u16::from_be_bytes([request.args[at], request.args[at + 1]]));
+    number(0)..number(0) + number(2)
+}
+
+impl DeviceClass for SlateClass {
+    fn code(&self) -> ClassCode {
+        ClassCode(0x71)
+    }
+
+    fn name(&self) -> &'static str {
+        "slate"
+    }
+
+    fn policy(&self) -> ClassPolicy {
+        ClassPolicy { replay: true, park_for: None, max_requests: 8, max_bytes: 64 * 1024 }
+    }
+
+    fn scan(&self, _known: &[Identity]) -> Vec<LocalDevice> {
+        Vec::new()
+    }
+
+    fn identify(&self, device: &str, read_only: bool) -> Result<Identified, OpenError> {
+        if device != "slate" {
+            return Err(OpenError::Absent(format!("There is no slate called {device}")));
+        }
+        let facts = BTreeMap::from([("kind".to_owned(), "slate".to_owned())]);
+        let identity = Identity { class: "slate".to_owned(), facts, last_path: PathBuf::from("slate") };
+        let device = Bytes::from_static(&[0x19, 0x10, 0x00]);
+        Ok(Identified { identity, device, suggested_name: "slate".to_owned(), read_only, removable: false })
+    }
+
+    fn open(&self, _identity: &Identity, _read_only: bool) -> Result<OpenedDevice, OpenError> {
+        let mut device = self.lock();
+        if device.failed {
+            device.begin_anew();
+        }
+        Ok(OpenedDevice {
+            backend: Arc::new(Slate { class: self.clone(), life: device.life }),
+            device: Bytes::from_static(&[0x19, 0x10, 0x00]),
+            instance: Instance([device.life; 16]),
+            path: PathBuf::from("slate"),
+            write_through: false,
+        })
+    }
+
+    fn locate(&self, _identity: &Identity) -> Result<Bytes, OpenError> {
+        Ok(Bytes::from_static(&[0x19, 0x10, 0x00]))
+    }
+
+    fn stamp(&self, _identity: &Identity) -> Option<Stamp> {
+        None
+    }
+
+    fn size(&self, _device: &Bytes) -> Option<u64> {
+        Some(SIZE as u64)
+    }
+
+    fn args_len(&self, op: u8) -> Option<usize> {
+        matches!(op, READ | WRITE | FLUSH).then_some(4)
+    }
+
+    fn check(&self, _device: &Bytes, _read_only: bool, request: &Request) -> Result<Shape, DeviceError> {
+        let range = extent(request);
+        if range.end > SIZE {
+            return Err(DeviceError::new(ErrorKind::OutOfRange, "The slate ends before"));
+        }
+        let bytes = range.len();
+        let extent = Some(range.start as u64..range.end as u64);
+        Ok(match request.op {
+            READ => Shape { access: Access::Observe, extent, bytes },
+            WRITE => Shape { access: Access::Change, extent, bytes },
+            _ => Shape { access: Access::Flush, extent: None, bytes: 0 },
+        })
+    }
+
+    fn check_answer(&self, _request: &Request, _answer: &Bytes) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Option<Request> {
+        Some(flush())
+    }
+
+    fn presentations(&self) -> &'static [&'static str] {
+        self.hands.presentations()
+    }
+
+    fn present<'a>(
+        &'a self,
+        way: &'a str,
+        presentation: Presentation,
+        queue: Queue,
+    ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>> {
+        self.hands.present(way, presentation, queue)
+    }
+
+    fn clean_stale(&self, _runtime_dir: &Path) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn describe(&self, _device: &Bytes) -> String {
+        "A slate".to_owned()
+    }
+}
+
+/// One life of the device; what still comes to an earlier one reaches nothing.
+struct Slate {
+    class: SlateClass,
+    life: u8,
+}
+
+impl Backend for Slate {
+    fn submit(&self, ticket: Ticket) {
+        let mut device = self.class.lock();
+        if device.life == self.life {
+            let completion = device.answer(&ticket.request);
+            drop(device);
+            ticket.complete(completion);
+        }
+    }
+
+    fn cancel(&self, _epoch: Epoch, _tag: Tag) {}
+
+    fn quiesce(&self) -> BoxFuture<'_, Result<(), DeviceError>> {
+        let mut device = self.class.lock();
+        let flushed = if device.life == self.life { device.flush() } else { Ok(()) };
+        Box::pin(async { flushed })
+    }
+}
