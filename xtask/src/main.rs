@@ -1,13 +1,15 @@
-//! The project's verbs, the same on every system: `cargo xtask run | test | check | cross | setup`.
+//! The project's verbs, the same on every system: `cargo xtask run | test | check | cross | bench | setup`.
 //!
 //! Rooms:
 //! - [`setup`]: what must be installed, and installing it where the package manager is known.
 //! - [`check`]: what needs no running code: format, lints, direction of dependencies, licences.
 //! - [`test`]: everything in order, with one closing line.
 //! - [`cross`]: Windows and macOS from Linux.
+//! - [`bench`]: what it does per second, beside others.
 //! - [`run`]: the main job on this one machine, then a daemon for the user.
 //! - [`project`], [`command`], [`steps`]: where things are, how programs are called, how progress is told.
 
+mod bench;
 mod check;
 mod command;
 mod cross;
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
         Verb::Test { fast, filters } => test::test(fast, &filters),
         Verb::Check => check::check(),
         Verb::Cross { windows, macos } => cross::cross(cross::Targets::chosen(windows, macos)),
+        Verb::Bench { arguments } => bench::bench(&arguments),
         Verb::Setup => setup::setup(&setup::Group::ALL).map(drop),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
@@ -66,6 +69,13 @@ enum Verb {
         /// Only macOS.
         #[arg(long)]
         macos: bool,
+    },
+    /// Measure the release build beside other servers; `cargo xtask bench --help` tells what can be chosen.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Passed on.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Install the packages that building, running and testing need.
     Setup,

@@ -28,7 +28,8 @@ pub struct Host {
     pub address: String,
     /// Its own folder, which its user may write.
     pub folder: PathBuf,
-    pub(crate) namespace: String,
+    /// None for a host that is this machine itself.
+    namespace: Option<String>,
     binary: PathBuf,
     user: Option<String>,
     /// Mounts of its own, for a user who could not open this machine's `/dev/fuse`.
@@ -61,8 +62,30 @@ impl Host {
         let mounts =
             if user.is_some() && !everybody_may_use_fuse()? { Some(Mounts::with_fuse(&folder)?) } else { None };
         let binary = lan_folder.join("netbus");
-        let (name, variables) = (name.to_owned(), Vec::new());
+        let (name, namespace, variables) = (name.to_owned(), Some(namespace), Vec::new());
         Ok(Self { name, address, folder, namespace, binary, user, mounts, variables, daemon: None, starts: 0 })
+    }
+
+    /// A host that is no machine of a LAN: `binary` on this machine and its loopback, run by this user. Its files go
+    /// into a folder of its name in `parent`.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn on_this_machine(name: &str, binary: &Path, parent: &Path) -> anyhow::Result<Self> {
+        let folder = parent.join(name);
+        std::fs::create_dir(&folder)?;
+        Ok(Self {
+            name: name.to_owned(),
+            address: "127.0.0.1".to_owned(),
+            folder,
+            namespace: None,
+            binary: binary.to_owned(),
+            user: None,
+            mounts: None,
+            variables: Vec::new(),
+            daemon: None,
+            starts: 0,
+        })
     }
 
     /// Starts the daemon and waits until it answers.
@@ -120,13 +143,20 @@ impl Host {
         Ok(self.log())
     }
 
+    /// The id of the daemon's process.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn process(&self) -> anyhow::Result<String> {
+        self.daemon_process(self.daemon.as_ref().context("No daemon runs")?)
+    }
+
     /// The memory that the daemon has resident, in KiB.
     ///
     /// # Errors
     /// When it does not run.
     pub fn memory(&self) -> anyhow::Result<u64> {
-        let daemon = self.daemon.as_ref().context("No daemon runs")?;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon_process(daemon)?))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process()?))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("The daemon has ended")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
@@ -136,7 +166,7 @@ impl Host {
     /// # Errors
     /// When it fails.
     pub fn administer(&self, script: &str) -> anyhow::Result<String> {
-        run("nsenter", &[&format!("--net={}", self.namespace_path()), "sh", "-ec", script])
+        run("nsenter", &[&format!("--net={}", self.namespace_path()?), "sh", "-ec", script])
     }
 
     /// Does something on a thread of this process that has entered this host's namespace: its sockets are there.
@@ -144,7 +174,7 @@ impl Host {
     /// # Errors
     /// When the namespace cannot be entered, and those of `what`.
     pub fn inside<T: Send>(&self, what: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-        let namespace = File::open(self.namespace_path())?;
+        let namespace = File::open(self.namespace_path()?)?;
         let enter_and_do = || {
             use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -325,8 +355,9 @@ impl Host {
     /// The start of a command in this host's namespace. The mounts are those of the machine, since root's FUSE file
     /// must be reachable for the tools of the test; those of an ordinary user never are.
     fn enter(&self) -> Command {
+        let Some(namespace) = &self.namespace else { return Command::new("env") };
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.namespace_path()));
+        command.arg(format!("--net=/run/netns/{namespace}"));
         if let Some(mounts) = &self.mounts {
             command.arg(format!("--mount=/proc/{}/ns/mnt", mounts.keeper.id()));
         }
@@ -336,11 +367,17 @@ impl Host {
         command
     }
 
-    fn namespace_path(&self) -> String {
-        format!("/run/netns/{}", self.namespace)
+    fn namespace_path(&self) -> anyhow::Result<String> {
+        let namespace = self.namespace.as_ref().with_context(|| format!("{} is not on a LAN", self.name))?;
+        Ok(format!("/run/netns/{namespace}"))
     }
 
-    /// The process to signal: `nsenter` and `setpriv` become what they start.
+    /// The number of this host's port at the bridge.
+    pub(crate) fn port_number(&self) -> &str {
+        self.address.rsplit('.').next().unwrap_or_default()
+    }
+
+    /// The process to signal: `nsenter`, `setpriv` and `env` become what they start.
     fn daemon_process(&self, child: &Child) -> anyhow::Result<String> {
         ensure!(child.id() > 0, "{} has no daemon", self.name);
         Ok(child.id().to_string())

@@ -1,5 +1,6 @@
 //! Namespaces, the bridge and cables.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
@@ -24,13 +25,20 @@ impl Lan {
     /// # Errors
     /// When the system refuses.
     pub fn new() -> anyhow::Result<Self> {
+        Self::of(&built_binary()?)
+    }
+
+    /// A bridge without hosts, whose hosts will run `binary`.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn of(binary: &Path) -> anyhow::Result<Self> {
         let id = format!("nbl{}-{}", std::process::id() % 100_000, NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::Builder::new().prefix("netbus-lan-").tempdir()?;
         // Ordinary users must get through to their own folders below.
         run("chmod", &["755", path(&folder)?])?;
         // The binary may be where an ordinary user cannot reach it.
-        let binary = built_binary()?;
-        std::fs::copy(&binary, folder.path().join("netbus"))
+        std::fs::copy(binary, folder.path().join("netbus"))
             .with_context(|| format!("{} is not there: run `cargo build` first", binary.display()))?;
         let lan = Self { id, hosts: 0, folder, account: None };
         let switch = lan.switch();
@@ -70,9 +78,8 @@ impl Lan {
     /// # Errors
     /// When the system refuses.
     pub fn cable(&self, host: &Host, plugged: bool) -> anyhow::Result<()> {
-        let number = host.namespace.rsplit('-').next().unwrap_or_default();
         let state = if plugged { "up" } else { "down" };
-        run("ip", &["-n", &self.switch(), "link", "set", &format!("port{number}"), state]).map(drop)
+        run("ip", &["-n", &self.switch(), "link", "set", &format!("port{}", host.port_number()), state]).map(drop)
     }
 
     /// Forwards multicast to a host or keeps it away, as guest networks and some access points do.
@@ -80,7 +87,7 @@ impl Lan {
     /// # Errors
     /// When the system refuses.
     pub fn multicast(&self, host: &Host, forwarded: bool) -> anyhow::Result<()> {
-        let port = format!("port{}", host.namespace.rsplit('-').next().unwrap_or_default());
+        let port = format!("port{}", host.port_number());
         let state = if forwarded { "on" } else { "off" };
         let args = ["-n", &self.switch(), "link", "set", &port, "type", "bridge_slave", "mcast_flood", state];
         run("ip", &args).map(drop)
@@ -121,8 +128,8 @@ fn path(folder: &TempDir) -> anyhow::Result<&str> {
 }
 
 /// The binary that was built beside this test.
-fn built_binary() -> anyhow::Result<std::path::PathBuf> {
+fn built_binary() -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
-    let profile = test.parent().and_then(std::path::Path::parent).context("The test is not in a target folder")?;
+    let profile = test.parent().and_then(Path::parent).context("The test is not in a target folder")?;
     Ok(profile.join("netbus"))
 }

@@ -11,6 +11,8 @@ pub(crate) enum Group {
     Test,
     /// The checks for other systems.
     Cross,
+    /// The servers that Netbus is measured against.
+    Bench,
 }
 
 /// One package of the table.
@@ -30,7 +32,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 23] = [
+pub(crate) const PACKAGES: [Package; 26] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -54,6 +56,9 @@ pub(crate) const PACKAGES: [Package; 23] = [
     package("gcc-mingw-w64-x86-64-posix", Group::Cross, "C parts and linking for Windows"),
     package("wine64", Group::Cross, "running the tests for Windows"),
     package("python3-venv", Group::Cross, "the C compiler for macOS, which comes as a Python package (ziglang)"),
+    package("nbdkit", Group::Bench, "measuring beside an NBD server, plain and with TLS; qemu-nbd is in qemu-utils"),
+    package("nbd-server", Group::Bench, "measuring beside the classic NBD server"),
+    package("gnutls-bin", Group::Bench, "the certificates of those that speak TLS (certtool)"),
 ];
 
 const fn package(name: &'static str, group: Group, reason: &'static str) -> Package {

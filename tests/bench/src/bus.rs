@@ -1,0 +1,66 @@
+//! Netbus on loopback: hosts and subscribers as users have them, with the release program.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use netbus_lan_tests::Host;
+
+/// A daemon that is found by its address alone, since nothing is announced.
+pub(crate) struct Node {
+    host: Host,
+    port: u16,
+}
+
+impl Node {
+    /// Starts a daemon named `name` on this machine; its files go into a folder of that name in `parent`.
+    pub(crate) fn start(name: &str, netbus: &Path, parent: &Path) -> Result<Self> {
+        let mut host = Host::on_this_machine(name, netbus, parent)?;
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        host.set("NETBUS_PORT", &port.to_string());
+        // What users have; more would be written for every request.
+        host.set("NETBUS_LOG", "info");
+        // Loopback carries no multicast to others.
+        host.start_with(&["--interface", "lo"])?;
+        Ok(Self { host, port })
+    }
+
+    /// Lets `other` use what is published here from now on.
+    pub(crate) fn pair(&self, other: &Self) -> Result<()> {
+        let code = self.host.netbus(&["pair", "--show-code", "--no-wait"])?;
+        other.host.netbus(&["pair", &self.address(), "--code", &code]).map(drop)
+    }
+
+    /// Publishes an image for all that are paired by now.
+    pub(crate) fn publish(&self, image: &Path, channel: &str) -> Result<()> {
+        let image = image.to_str().context("The image's path is no UTF-8")?;
+        self.host.netbus(&["publish", image, "--name", channel]).map(drop)
+    }
+
+    /// Uses a channel of `host` by NBD; gives the address for clients.
+    pub(crate) fn subscribe(&self, host: &Self, channel: &str, read_only: bool) -> Result<String> {
+        let (channel, address) = (format!("{}/{channel}", host.host.name), host.address());
+        let mut args = vec!["subscribe", &channel, "--as", "nbd", "--address", &address];
+        if read_only {
+            args.push("--read-only");
+        }
+        let uri = self.host.netbus(&args)?;
+        ensure!(uri.starts_with("nbd+unix:"), "{uri:?} is no address of a socket");
+        Ok(uri)
+    }
+
+    /// The memory that the daemon has resident, in MiB.
+    pub(crate) fn memory(&self) -> Result<f64> {
+        let kibibytes = u32::try_from(self.host.memory()?)?;
+        Ok(f64::from(kibibytes) / 1024.0)
+    }
+
+    /// Ends the daemon in good order.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        self.host.stop()
+    }
+
+    fn address(&self) -> String {
+        format!("{}:{}", self.host.address, self.port)
+    }
+}

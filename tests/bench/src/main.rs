@@ -1,0 +1,128 @@
+//! What Netbus does per second beside others: the same machine, the same run, the same client.
+//!
+//! Absolute numbers say more about a machine than about a program, and a machine is seldom quiet. So everybody works in
+//! turn, round after round, and the report tells medians and ratios. docs/performance.md says what each row means.
+//!
+//! - [`bus`], [`peers`]: Netbus on loopback, and the servers beside it ([`certificates`] for those with TLS).
+//! - [`fio`]: the client of all of them. [`image`]: what is read and written.
+//! - [`transfers`], [`resident`]: the rows.
+//! - [`pieces`]: what the machine itself can do.
+//! - [`statistics`], [`table`], [`machine`]: from numbers to a report.
+
+mod bus;
+mod certificates;
+mod fio;
+mod image;
+mod machine;
+mod peers;
+mod pieces;
+mod resident;
+mod statistics;
+mod table;
+mod transfers;
+
+use std::cell::RefCell;
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use self::certificates::Certificates;
+use self::fio::Client;
+use self::image::Images;
+
+/// The groups of rows, in the order in which they are measured.
+const GROUPS: [&str; 5] = ["sequential", "random", "latency", "memory", "pieces"];
+
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", about = "Measure Netbus beside other servers, in one run on this machine")]
+struct Arguments {
+    /// Measure only these groups of rows; may be repeated.
+    #[arg(long, value_name = "GROUP", value_parser = GROUPS)]
+    only: Vec<String>,
+    /// How often everybody does each kind of work.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// How many seconds each of them takes.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    /// The size of the image in MiB.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(8..))]
+    size: u64,
+    /// The program that is measured.
+    #[arg(long, value_name = "PATH", hide = true)]
+    netbus: PathBuf,
+}
+
+/// What one run of this program works with.
+struct Run {
+    only: Vec<String>,
+    rounds: u32,
+    seconds: u32,
+    /// Bytes of an image.
+    size: u64,
+    netbus: PathBuf,
+    images: Images,
+    folder: tempfile::TempDir,
+    certificates: Certificates,
+    client: Client,
+    /// What the reader of the table must know beside it.
+    notes: RefCell<Vec<String>>,
+}
+
+fn main() -> ExitCode {
+    let result = Run::new(Arguments::parse()).and_then(|run| report(&run));
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    match writeln!(io::stderr(), "{error:#}") {
+        Ok(()) | Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn report(run: &Run) -> Result<()> {
+    let head = machine::head(run)?;
+    let mut rows = transfers::measure(run)?;
+    rows.extend(resident::measure(run)?);
+    let mut screen = io::stdout().lock();
+    writeln!(screen, "{head}")?;
+    if !rows.is_empty() {
+        writeln!(screen, "{}", table::markdown(&rows))?;
+    }
+    for note in run.notes.borrow().iter() {
+        writeln!(screen, "- {note}")?;
+    }
+    if run.wants("pieces") {
+        writeln!(screen, "\n{}", pieces::measure(Duration::from_secs(run.seconds.into()))?)?;
+    }
+    Ok(())
+}
+
+impl Run {
+    fn new(arguments: Arguments) -> Result<Self> {
+        let Arguments { only, rounds, seconds, size, netbus } = arguments;
+        let built = netbus.canonicalize();
+        let netbus =
+            built.with_context(|| format!("{} is not there; `cargo xtask bench` builds it", netbus.display()))?;
+        let folder = tempfile::Builder::new().prefix("netbus-bench-").tempdir()?;
+        // The client may run as another user (see `fio`).
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+        let certificates = Certificates::make(folder.path())?;
+        let client = Client::new(&certificates.home_dir, seconds).context("Cannot set up the client")?;
+        let (images, notes) = (Images::new()?, RefCell::default());
+        Ok(Self { only, rounds, seconds, size: size << 20, netbus, images, folder, certificates, client, notes })
+    }
+
+    /// Whether a group of rows was chosen.
+    fn wants(&self, group: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|chosen| chosen == group)
+    }
+
+    /// Tells on standard error what was just done: standard output is for the report.
+    fn progress(&self, text: &str) -> Result<()> {
+        Ok(writeln!(io::stderr(), "{text}")?)
+    }
+}
