@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use netbus_lan_tests::run;
 use serde_json::Value;
 
 /// The user that root becomes, so that libnbd looks for certificates in the folder it is told (see [`Client::new`]).
@@ -56,9 +55,8 @@ impl Client {
     ///
     /// libnbd takes neither a key file nor a certificate from a URI unless its program allows it, which fio does not;
     /// it then looks into the home folder, but not for root. So root runs fio as nobody where TLS is spoken.
-    pub(crate) fn new(home_dir: &Path, seconds: u32) -> Result<Self> {
-        let is_root = run("id", &["-u"])?.trim() == "0";
-        Ok(Self { home_dir: home_dir.to_owned(), is_root, seconds })
+    pub(crate) fn new(home_dir: &Path, is_root: bool, seconds: u32) -> Self {
+        Self { home_dir: home_dir.to_owned(), is_root, seconds }
     }
 
     /// The start of a command that runs a program of libnbd's.

@@ -5,12 +5,14 @@
 //!
 //! - [`bus`], [`peers`]: Netbus on loopback, and the servers beside it ([`certificates`] for those with TLS).
 //! - [`fio`]: the client of all of them. [`image`]: what is read and written.
-//! - [`transfers`], [`resident`]: the rows.
+//! - [`transfers`], [`fan_out`], [`crowd`], [`resident`]: the rows.
 //! - [`pieces`]: what the machine itself can do.
 //! - [`statistics`], [`table`], [`machine`]: from numbers to a report.
 
 mod bus;
 mod certificates;
+mod crowd;
+mod fan_out;
 mod fio;
 mod image;
 mod machine;
@@ -21,7 +23,6 @@ mod statistics;
 mod table;
 mod transfers;
 
-use std::cell::RefCell;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -35,9 +36,10 @@ use clap::Parser;
 use self::certificates::Certificates;
 use self::fio::Client;
 use self::image::Images;
+use self::table::Report;
 
 /// The groups of rows, in the order in which they are measured.
-const GROUPS: [&str; 5] = ["sequential", "random", "latency", "memory", "pieces"];
+const GROUPS: [&str; 7] = ["sequential", "random", "latency", "fan-out", "crowd", "memory", "pieces"];
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measure Netbus beside other servers, in one run on this machine")]
@@ -71,8 +73,7 @@ struct Run {
     folder: tempfile::TempDir,
     certificates: Certificates,
     client: Client,
-    /// What the reader of the table must know beside it.
-    notes: RefCell<Vec<String>>,
+    is_root: bool,
 }
 
 fn main() -> ExitCode {
@@ -85,14 +86,17 @@ fn main() -> ExitCode {
 
 fn report(run: &Run) -> Result<()> {
     let head = machine::head(run)?;
-    let mut rows = transfers::measure(run)?;
-    rows.extend(resident::measure(run)?);
+    let mut report = Report::default();
+    transfers::measure(run, &mut report)?;
+    fan_out::measure(run, &mut report)?;
+    crowd::measure(run, &mut report)?;
+    resident::measure(run, &mut report)?;
     let mut screen = io::stdout().lock();
     writeln!(screen, "{head}")?;
-    if !rows.is_empty() {
-        writeln!(screen, "{}", table::markdown(&rows))?;
+    if !report.rows.is_empty() {
+        writeln!(screen, "{}", table::markdown(&report.rows))?;
     }
-    for note in run.notes.borrow().iter() {
+    for note in report.notes {
         writeln!(screen, "- {note}")?;
     }
     if run.wants("pieces") {
@@ -111,9 +115,10 @@ impl Run {
         // The client may run as another user (see `fio`).
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
         let certificates = Certificates::make(folder.path())?;
-        let client = Client::new(&certificates.home_dir, seconds).context("Cannot set up the client")?;
-        let (images, notes) = (Images::new()?, RefCell::default());
-        Ok(Self { only, rounds, seconds, size: size << 20, netbus, images, folder, certificates, client, notes })
+        let is_root = rustix::process::geteuid().is_root();
+        let client = Client::new(&certificates.home_dir, is_root, seconds);
+        let (size, images) = (size << 20, Images::new()?);
+        Ok(Self { only, rounds, seconds, size, netbus, images, folder, certificates, client, is_root })
     }
 
     /// Whether a group of rows was chosen.

@@ -3,15 +3,15 @@
 use anyhow::Result;
 
 use crate::statistics::Sample;
-use crate::table::{Measured, Row, Target, Unit};
+use crate::table::{Measured, Report, Row, Target, Unit};
 use crate::{Run, bus};
 
 const MOST_MEBIBYTES: f64 = 20.0;
 
 /// Starts a fresh daemon in each round and reads what it has resident once it answers.
-pub(crate) fn measure(run: &Run) -> Result<Vec<Row>> {
+pub(crate) fn measure(run: &Run, report: &mut Report) -> Result<()> {
     if !run.wants("memory") {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let mut ours = Sample::default();
     for round in 1..=run.rounds {
@@ -21,5 +21,6 @@ pub(crate) fn measure(run: &Run) -> Result<Vec<Row>> {
     }
     let work = "idle daemon, resident memory".to_owned();
     let target = Some(Target::ValueBelow(MOST_MEBIBYTES));
-    Ok(vec![Row::Measured(Measured { work, unit: Unit::Mebibytes, ours, against: None, target })])
+    report.rows.push(Row::Measured(Measured { work, unit: Unit::Mebibytes, ours, against: None, target }));
+    Ok(())
 }

@@ -8,7 +8,6 @@ pub(crate) enum Unit {
     BytesPerSecond,
     OperationsPerSecond,
     Microseconds,
-    #[expect(dead_code, reason = "the row of the crowd will use it")]
     PercentOfACore,
     Mebibytes,
 }
@@ -24,13 +23,20 @@ pub(crate) enum Target {
     ValueBelow(f64),
 }
 
+/// What a run has found.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) rows: Vec<Row>,
+    /// What a reader of the table must know besides.
+    pub(crate) notes: Vec<String>,
+}
+
 /// One row.
 #[derive(Clone, Debug)]
 pub(crate) enum Row {
     /// It was measured.
     Measured(Measured),
     /// It could not be measured on this machine, for a reason.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the row of the crowd will use it"))]
     Skipped { work: String, reason: String },
 }
 

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use crate::fio::{Direction, Done, Job, Order};
 use crate::peers::{self, NBDKIT, NBDKIT_TLS, NBDKIT_TLS_PSK};
 use crate::statistics::Sample;
-use crate::table::{Measured, Row, Target, Unit};
+use crate::table::{Measured, Report, Row, Target, Unit};
 use crate::{Run, bus};
 
 const CHANNEL: &str = "image";
@@ -85,10 +85,10 @@ struct Competitor {
 }
 
 /// Measures what was chosen: round after round, and in each round everybody once.
-pub(crate) fn measure(run: &Run) -> Result<Vec<Row>> {
+pub(crate) fn measure(run: &Run, report: &mut Report) -> Result<()> {
     let works: Vec<&Work> = WORKS.iter().filter(|work| run.wants(work.group)).collect();
     if works.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     // Nobody else touches the image that Netbus has claimed.
     let image = run.images.make("netbus.img", run.size)?;
@@ -96,7 +96,7 @@ pub(crate) fn measure(run: &Run) -> Result<Vec<Row>> {
     let peers = peers::start(&peers_image, run.folder.path(), &run.certificates)?;
     for peer in &peers {
         if let Some(cipher) = peer.cipher(&run.client)? {
-            run.notes.borrow_mut().push(format!("{} negotiates {cipher}.", peer.name));
+            report.notes.push(format!("{} negotiates {cipher}.", peer.name));
         }
     }
     let attic = bus::Node::start("attic", &run.netbus, run.folder.path())?;
@@ -107,7 +107,6 @@ pub(crate) fn measure(run: &Run) -> Result<Vec<Row>> {
     let mut competitors = vec![Competitor::new("Netbus", &ours)];
     competitors.extend(peers.iter().map(|peer| Competitor::new(peer.name, &peer.uri)));
 
-    let mut rows = Vec::new();
     for work in works {
         for competitor in &mut competitors {
             competitor.sample = Sample::default();
@@ -127,14 +126,14 @@ pub(crate) fn measure(run: &Run) -> Result<Vec<Row>> {
                 ))?;
             }
         }
-        rows.extend(work.rows(&competitors)?);
+        report.rows.extend(work.rows(&competitors)?);
     }
     drop(peers);
     desk.stop()?;
     attic.stop()?;
     run.images.remove(&image)?;
     run.images.remove(&peers_image)?;
-    Ok(rows)
+    Ok(())
 }
 
 impl Competitor {
