@@ -6,10 +6,37 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use netbus_lan_tests::Host;
 
+const CHANNEL: &str = "image";
+
+/// A host with an image, and a subscriber that has it by NBD.
+pub(crate) struct Pair {
+    host: Node,
+    subscriber: Node,
+    /// The address of the subscriber's socket, for clients.
+    pub(crate) uri: String,
+}
+
 /// A daemon that is found by its address alone, since nothing is announced.
 pub(crate) struct Node {
     host: Host,
     port: u16,
+}
+
+impl Pair {
+    /// Starts both, with the subscriber as the one that writes.
+    pub(crate) fn start(netbus: &Path, parent: &Path, image: &Path) -> Result<Self> {
+        let (host, subscriber) = (Node::start("attic", netbus, parent)?, Node::start("desk", netbus, parent)?);
+        host.pair(&subscriber)?;
+        host.publish(image, CHANNEL)?;
+        let uri = subscriber.subscribe(&host, CHANNEL, false)?;
+        Ok(Self { host, subscriber, uri })
+    }
+
+    /// Ends both in good order.
+    pub(crate) fn stop(self) -> Result<()> {
+        self.subscriber.stop()?;
+        self.host.stop()
+    }
 }
 
 impl Node {

@@ -41,7 +41,7 @@ fn version(program: &str, option: &str) -> String {
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().find(|line| line.chars().any(|letter| letter.is_ascii_digit())).unwrap_or(program);
-    line.split(" (").next().unwrap_or(line).to_owned()
+    line.split(" (").next().unwrap_or(line).trim_start_matches("This is ").to_owned()
 }
 
 /// The name of the first processor.

@@ -7,10 +7,13 @@
 //! - [`fio`]: the client of all of them. [`image`]: what is read and written.
 //! - [`transfers`], [`fan_out`], [`crowd`], [`resident`]: the rows.
 //! - [`pieces`]: what the machine itself can do.
+//! - [`cable`], [`chart`]: a picture of a cable that is pulled.
 //! - [`statistics`], [`table`], [`machine`]: from numbers to a report.
 
 mod bus;
+mod cable;
 mod certificates;
+mod chart;
 mod crowd;
 mod fan_out;
 mod fio;
@@ -31,11 +34,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum as _};
 
 use self::certificates::Certificates;
 use self::fio::Client;
 use self::image::Images;
+use self::peers::Kind;
 use self::table::Report;
 
 /// The groups of rows, in the order in which they are measured.
@@ -47,6 +51,9 @@ struct Arguments {
     /// Measure only these groups of rows; may be repeated.
     #[arg(long, value_name = "GROUP", value_parser = GROUPS)]
     only: Vec<String>,
+    /// Measure only beside these; may be repeated. Without it, beside all.
+    #[arg(long, value_name = "SERVER")]
+    against: Vec<Kind>,
     /// How often everybody does each kind of work.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -56,14 +63,26 @@ struct Arguments {
     /// The size of the image in MiB.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(8..))]
     size: u64,
+    /// Measure nothing else: pull a cable for five seconds under load, and draw the throughput into this file (SVG).
+    #[arg(long, value_name = "FILE", conflicts_with = "only")]
+    cable_pull: Option<PathBuf>,
     /// The program that is measured.
     #[arg(long, value_name = "PATH", hide = true)]
     netbus: PathBuf,
 }
 
+/// What a run is for. What is no row of the table gets a word and a room of its own.
+enum Task {
+    /// The table.
+    Rows,
+    /// The picture of a cable that is pulled.
+    CablePull(PathBuf),
+}
+
 /// What one run of this program works with.
 struct Run {
     only: Vec<String>,
+    against: Vec<Kind>,
     rounds: u32,
     seconds: u32,
     /// Bytes of an image.
@@ -77,14 +96,22 @@ struct Run {
 }
 
 fn main() -> ExitCode {
-    let result = Run::new(Arguments::parse()).and_then(|run| report(&run));
-    let Err(error) = result else { return ExitCode::SUCCESS };
+    let Err(error) = measure(Arguments::parse()) else { return ExitCode::SUCCESS };
     match writeln!(io::stderr(), "{error:#}") {
         Ok(()) | Err(_) => ExitCode::FAILURE,
     }
 }
 
-fn report(run: &Run) -> Result<()> {
+fn measure(arguments: Arguments) -> Result<()> {
+    let task = arguments.task();
+    let run = Run::new(arguments)?;
+    match task {
+        Task::Rows => rows(&run),
+        Task::CablePull(file) => Ok(writeln!(io::stdout(), "{}", cable::draw(&run, &file)?)?),
+    }
+}
+
+fn rows(run: &Run) -> Result<()> {
     let head = machine::head(run)?;
     let mut report = Report::default();
     transfers::measure(run, &mut report)?;
@@ -105,9 +132,18 @@ fn report(run: &Run) -> Result<()> {
     Ok(())
 }
 
+impl Arguments {
+    fn task(&self) -> Task {
+        self.cable_pull.clone().map_or(Task::Rows, Task::CablePull)
+    }
+}
+
 impl Run {
     fn new(arguments: Arguments) -> Result<Self> {
-        let Arguments { only, rounds, seconds, size, netbus } = arguments;
+        let Arguments { only, mut against, rounds, seconds, size, cable_pull: _, netbus } = arguments;
+        if against.is_empty() {
+            against = Kind::value_variants().to_vec();
+        }
         let built = netbus.canonicalize();
         let netbus =
             built.with_context(|| format!("{} is not there; `cargo xtask bench` builds it", netbus.display()))?;
@@ -118,7 +154,7 @@ impl Run {
         let is_root = rustix::process::geteuid().is_root();
         let client = Client::new(&certificates.home_dir, is_root, seconds);
         let (size, images) = (size << 20, Images::new()?);
-        Ok(Self { only, rounds, seconds, size, netbus, images, folder, certificates, client, is_root })
+        Ok(Self { only, against, rounds, seconds, size, netbus, images, folder, certificates, client, is_root })
     }
 
     /// Whether a group of rows was chosen.

@@ -5,25 +5,36 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::ValueEnum;
 use netbus_lan_tests::{run, wait_for};
 
 use crate::certificates::Certificates;
 use crate::fio::Client;
 
-/// nbdkit without encryption.
-pub(crate) const NBDKIT: &str = "nbdkit";
-/// nbdkit with the cipher that it agrees on with libnbd by certificates, which is Netbus's too.
-pub(crate) const NBDKIT_TLS: &str = "nbdkit, TLS";
-/// nbdkit with the cipher that it agrees on with libnbd by a pre-shared key.
-pub(crate) const NBDKIT_TLS_PSK: &str = "nbdkit, TLS as with PSK";
+/// A server and how it encrypts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// Without encryption.
+    Nbdkit,
+    /// With the cipher that it agrees on with libnbd by certificates, which is Netbus's too.
+    NbdkitTls,
+    /// With the cipher that it agrees on with libnbd by a pre-shared key.
+    NbdkitTlsPsk,
+    /// Without encryption.
+    QemuNbd,
+    /// By certificates.
+    QemuNbdTls,
+    /// Without encryption.
+    NbdServer,
+}
 
 /// With a pre-shared key GnuTLS can use only ciphers whose hash is SHA-256, and takes this one's successor first.
 const NOT_WITH_PSK: &str = "[overrides]\ntls-disabled-cipher = AES-256-GCM\n";
 
 /// A server that runs, ended when dropped.
 pub(crate) struct Peer {
-    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
     pub(crate) uri: String,
     process: Process,
 }
@@ -43,49 +54,76 @@ struct Place<'a> {
     certificates: &'a Certificates,
 }
 
-/// Starts all servers on one image and waits until they answer.
+/// Starts servers on one image and waits until they answer.
 ///
 /// # Errors
 /// One is not installed or does not start.
-pub(crate) fn start(image: &Path, folder: &Path, certificates: &Certificates) -> Result<Vec<Peer>> {
-    let image = image.to_str().context("The image's path is no UTF-8")?;
-    let place = Place { image, folder, certificates };
-    let secret = place.certificates.server_dir.display();
-    let by_certificates = ["--tls=require".to_owned(), format!("--tls-certificates={secret}")];
-    let tls_object = format!("tls-creds-x509,id=tls,endpoint=server,dir={secret},verify-peer=no");
-    let policy = folder.join("policy");
-    fs::write(&policy, NOT_WITH_PSK)?;
-    Ok(vec![
-        place.nbdkit(NBDKIT, &[], None)?,
-        place.nbdkit(NBDKIT_TLS, &by_certificates, None)?,
-        place.nbdkit(NBDKIT_TLS_PSK, &by_certificates, Some(&policy))?,
-        place.qemu_nbd("qemu-nbd", &[])?,
-        place.qemu_nbd("qemu-nbd, TLS", &["--object", &tls_object, "--tls-creds", "tls"])?,
-        place.nbd_server("nbd-server")?,
-    ])
+pub(crate) fn start(kinds: &[Kind], image: &Path, folder: &Path, certificates: &Certificates) -> Result<Vec<Peer>> {
+    let place = Place { image: image.to_str().context("The image's path is no UTF-8")?, folder, certificates };
+    kinds.iter().map(|kind| place.start(*kind)).collect()
+}
+
+impl Kind {
+    /// Its name in the table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Nbdkit => "nbdkit",
+            Self::NbdkitTls => "nbdkit, TLS",
+            Self::NbdkitTlsPsk => "nbdkit, TLS as with PSK",
+            Self::QemuNbd => "qemu-nbd",
+            Self::QemuNbdTls => "qemu-nbd, TLS",
+            Self::NbdServer => "nbd-server",
+        }
+    }
+
+    fn is_secure(self) -> bool {
+        match self {
+            Self::NbdkitTls | Self::NbdkitTlsPsk | Self::QemuNbdTls => true,
+            Self::Nbdkit | Self::QemuNbd | Self::NbdServer => false,
+        }
+    }
 }
 
 impl Place<'_> {
-    fn nbdkit(&self, name: &'static str, options: &[String], policy: Option<&Path>) -> Result<Peer> {
+    fn start(&self, kind: Kind) -> Result<Peer> {
+        match kind {
+            Kind::Nbdkit | Kind::NbdkitTls | Kind::NbdkitTlsPsk => self.nbdkit(kind),
+            Kind::QemuNbd | Kind::QemuNbdTls => self.qemu_nbd(kind),
+            Kind::NbdServer => self.nbd_server(),
+        }
+    }
+
+    fn nbdkit(&self, kind: Kind) -> Result<Peer> {
         let port = free_port()?;
         let mut command = Command::new("nbdkit");
-        command.args(["--foreground", "--ipaddr=127.0.0.1"]).arg(format!("--port={port}")).args(options);
-        command.args(["file", self.image]);
-        command.envs(policy.map(|policy| ("GNUTLS_SYSTEM_PRIORITY_FILE", policy)));
-        self.spawn(name, port, "", !options.is_empty(), &mut command)
+        command.args(["--foreground", "--ipaddr=127.0.0.1"]).arg(format!("--port={port}"));
+        if kind.is_secure() {
+            let certificates = self.certificates.server_dir.display();
+            command.arg("--tls=require").arg(format!("--tls-certificates={certificates}"));
+        }
+        if kind == Kind::NbdkitTlsPsk {
+            let policy_path = self.folder.join("policy");
+            fs::write(&policy_path, NOT_WITH_PSK)?;
+            command.env("GNUTLS_SYSTEM_PRIORITY_FILE", policy_path);
+        }
+        self.spawn(kind, port, command.args(["file", self.image]))
     }
 
-    fn qemu_nbd(&self, name: &'static str, options: &[&str]) -> Result<Peer> {
+    fn qemu_nbd(&self, kind: Kind) -> Result<Peer> {
         let port = free_port()?;
         let mut command = Command::new("qemu-nbd");
-        command.args(["--persistent", "--shared=8", "--bind=127.0.0.1"]).arg(format!("--port={port}")).args(options);
+        command.args(["--persistent", "--shared=8", "--bind=127.0.0.1"]).arg(format!("--port={port}"));
+        if kind.is_secure() {
+            let certificates = self.certificates.server_dir.display();
+            let keys = format!("tls-creds-x509,id=tls,endpoint=server,dir={certificates},verify-peer=no");
+            command.args(["--object", &keys, "--tls-creds", "tls"]);
+        }
         // Several servers have this image open; each is used alone.
         let file = format!("driver=raw,file.driver=file,file.locking=off,file.filename={}", self.image);
-        command.args(["--image-opts", &file]);
-        self.spawn(name, port, "", !options.is_empty(), &mut command)
+        self.spawn(kind, port, command.args(["--image-opts", &file]))
     }
 
-    fn nbd_server(&self, name: &'static str) -> Result<Peer> {
+    fn nbd_server(&self) -> Result<Peer> {
         let port = free_port()?;
         let (settings_path, id_path) = (self.folder.join("nbd-server.conf"), self.folder.join("nbd-server.pid"));
         let general = format!("[generic]\nlistenaddr = 127.0.0.1\nport = {port}\nallowlist = true\n");
@@ -93,31 +131,25 @@ impl Place<'_> {
         let text = |path: &Path| path.to_str().map(str::to_owned).context("A path is no UTF-8");
         run("nbd-server", &["-C", &text(&settings_path)?, "-p", &text(&id_path)?])?;
         // From here on it is ended, whatever fails.
-        let peer = Peer { name, uri: format!("nbd://127.0.0.1:{port}/bench"), process: Process::Daemon { id_path } };
+        let uri = format!("nbd://127.0.0.1:{port}/bench");
+        let peer = Peer { kind: Kind::NbdServer, uri, process: Process::Daemon { id_path } };
         wait_for("nbd-server answers", || Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()))?;
         Ok(peer)
     }
 
-    fn spawn(
-        &self,
-        name: &'static str,
-        port: u16,
-        export: &str,
-        is_secure: bool,
-        command: &mut Command,
-    ) -> Result<Peer> {
+    fn spawn(&self, kind: Kind, port: u16, command: &mut Command) -> Result<Peer> {
+        let name = kind.name();
         let log_path = self.folder.join(format!("{name}.log"));
         let log = File::create(&log_path)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("{name} does not run; `cargo xtask bench` installs it"))?;
-        let scheme = if is_secure { "nbds" } else { "nbd" };
-        let uri = format!("{scheme}://127.0.0.1:{port}/{export}");
-        let mut peer = Peer { name, uri, process: Process::Child(child) };
+        let uri = format!("{}://127.0.0.1:{port}/", if kind.is_secure() { "nbds" } else { "nbd" });
+        let mut peer = Peer { kind, uri, process: Process::Child(child) };
         wait_for(&format!("{name} answers"), || {
             if let Process::Child(child) = &mut peer.process
                 && let Some(status) = child.try_wait()?
             {
-                return Ok(Some(Err(anyhow::anyhow!("It ended: {status}\n{}", fs::read_to_string(&log_path)?))));
+                return Ok(Some(Err(anyhow!("{name} ended: {status}\n{}", fs::read_to_string(&log_path)?))));
             }
             Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok().map(Ok))
         })
@@ -130,15 +162,15 @@ impl Peer {
     /// How it encrypts, as libnbd tells it; none where it does not.
     ///
     /// # Errors
-    /// It cannot be asked, or encrypts otherwise than its address says.
+    /// It cannot be asked, or does not encrypt as it should.
     pub(crate) fn cipher(&self, client: &Client) -> Result<Option<String>> {
-        let is_secure = self.uri.starts_with("nbds:");
+        let is_secure = self.kind.is_secure();
         let mut command = client.command("nbdinfo", is_secure);
         let output = command.env("LIBNBD_DEBUG", "1").arg(&self.uri).output().context("nbdinfo cannot be run")?;
         let text = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "nbdinfo {}: {text}", self.uri);
         let cipher = cipher_in(&text);
-        ensure!(cipher.is_some() == is_secure, "{} is not encrypted as its address says", self.name);
+        ensure!(cipher.is_some() == is_secure, "{} is not encrypted as it should be", self.kind.name());
         Ok(cipher)
     }
 }
