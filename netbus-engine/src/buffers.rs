@@ -2,7 +2,7 @@
 //! would cost more than the copy into it.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -12,10 +12,29 @@ const LENGTH: usize = 1024 * 1024 + 64;
 /// Payloads from this length on are worth a pooled buffer, in bytes.
 pub const WORTH: usize = 64 * 1024;
 
-/// Buffers that are kept for the next use; those beyond it go back to the system.
-const KEPT: usize = 16;
+/// Buffers that are kept for the next use; those beyond it go back to the system. As many as become free together when a
+/// log is flushed.
+const KEPT: usize = 64;
 
-static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static POOL: Mutex<Pool> = Mutex::new(Pool { free: Vec::new(), unused: 0 });
+
+struct Pool {
+    free: Vec<Vec<u8>>,
+    /// How many of them nobody has needed since the last [`trim`].
+    unused: usize,
+}
+
+fn pool() -> MutexGuard<'static, Pool> {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives back to the system what nobody has needed since the last call, so that an idle daemon is small.
+pub fn trim() {
+    let mut pool = pool();
+    let kept = pool.free.len() - pool.unused;
+    pool.free.truncate(kept);
+    pool.unused = kept;
+}
 
 /// Memory for one payload, of unknown content until it is written.
 pub struct Buffer {
@@ -30,7 +49,12 @@ impl Buffer {
         if !(WORTH..=LENGTH).contains(&length) {
             return Self { memory: vec![0; length], length };
         }
-        let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let free = {
+            let mut pool = pool();
+            let free = pool.free.pop();
+            pool.unused = pool.unused.min(pool.free.len());
+            free
+        };
         Self { memory: free.unwrap_or_else(|| vec![0; LENGTH]), length }
     }
 
@@ -64,9 +88,9 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.memory.len() == LENGTH {
-            let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-            if free.len() < KEPT {
-                free.push(std::mem::take(&mut self.memory));
+            let mut pool = pool();
+            if pool.free.len() < KEPT {
+                pool.free.push(std::mem::take(&mut self.memory));
             }
         }
     }
@@ -89,6 +113,17 @@ mod tests {
             let mut other = Buffer::of(length);
             other.fill(9);
             assert!(first.iter().chain(&second).all(|byte| *byte == 7), "memory in use was given out again");
+        }
+    }
+
+    #[test]
+    fn what_is_not_needed_between_two_trims_is_given_back() {
+        drop(Buffer::of(LENGTH));
+        trim();
+        // The other tests of this program may use buffers too, so this one waits for a time in which they do not.
+        while !pool().free.is_empty() {
+            std::thread::yield_now();
+            trim();
         }
     }
 }

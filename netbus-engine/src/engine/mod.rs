@@ -36,6 +36,7 @@ use self::host::Host;
 use self::peers::Peers;
 use self::store::{Publications, StoredPublication, Subscriptions};
 use self::subscriber::{Key, Subscriber};
+use crate::buffers;
 use crate::class::{Identified, OpenError, OpenedDevice, PresentError, Registry};
 use crate::config::{Document, StateDir};
 use crate::control::Progress;
@@ -367,6 +368,7 @@ impl Engine {
             Action::Tick => {
                 let now = Instant::now();
                 self.next_tick = now + TICK;
+                buffers::trim();
                 self.host.handle_timeout(&self.core, now);
                 self.subscriber.handle_timeout(now, &self.peers.sessions());
                 self.peers.handle_timeout(&self.core, now);

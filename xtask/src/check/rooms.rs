@@ -35,7 +35,18 @@ const ROOMS: [Room; 14] = [
     Room { name: "control", uses: &["class"] },
     Room {
         name: "engine",
-        uses: &["config", "discovery", "identity", "session", "class", "backend", "frontend", "channel", "control"],
+        uses: &[
+            "buffers",
+            "config",
+            "discovery",
+            "identity",
+            "session",
+            "class",
+            "backend",
+            "frontend",
+            "channel",
+            "control",
+        ],
     },
     Room { name: "daemon", uses: &["config", "discovery", "identity", "session", "class", "control", "engine"] },
     // A client like any other: what it wants of the owner it asks through the control socket.
