@@ -18,6 +18,7 @@ const LAYERS: [Layer; 5] = [
     Layer { name: "netbus-proto", workspace: &[], outside: Some(&["bytes", "minicbor", "thiserror"]) },
     Layer { name: "netbus-engine", workspace: &["netbus-proto"], outside: None },
     Layer { name: "netbus-lan-tests", workspace: &["netbus-proto", "netbus-engine"], outside: None },
+    // Its machines are those of the LAN tests.
     Layer { name: "netbus-bench", workspace: &["netbus-engine", "netbus-lan-tests"], outside: None },
     // Builds in seconds on a fresh machine, whatever state the other crates are in.
     Layer { name: "xtask", workspace: &[], outside: Some(&["anyhow", "clap", "serde_json"]) },
