@@ -3,11 +3,14 @@
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::process;
 
 use anyhow::{Context, Result};
 
 /// Where files lie in memory on Linux.
 const MEMORY_DIR: &str = "/dev/shm";
+/// How names of folders begin; the process that made it follows.
+const PREFIX: &str = "netbus-bench-";
 
 /// A folder for images, gone with all that is in it when it is dropped.
 pub(crate) struct Images {
@@ -15,9 +18,23 @@ pub(crate) struct Images {
 }
 
 impl Images {
+    /// Makes the folder, and takes away those of runs that were interrupted: they hold memory.
     pub(crate) fn new() -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("netbus-bench-").tempdir_in(MEMORY_DIR);
-        Ok(Self { folder: folder.with_context(|| format!("{MEMORY_DIR} is needed for images"))? })
+        Self::below(Path::new(MEMORY_DIR)).with_context(|| format!("{MEMORY_DIR} is needed for images"))
+    }
+
+    fn below(parent: &Path) -> Result<Self> {
+        for entry in fs::read_dir(parent)? {
+            let entry = entry?;
+            if let Some(process) = owner(&entry.file_name().to_string_lossy())
+                && !Path::new("/proc").join(process.to_string()).exists()
+            {
+                // That of another user stays.
+                drop(fs::remove_dir_all(entry.path()));
+            }
+        }
+        let prefix = format!("{PREFIX}{}-", process::id());
+        Ok(Self { folder: tempfile::Builder::new().prefix(&prefix).tempdir_in(parent)? })
     }
 
     /// Makes an image of `size` bytes without holes: a server may answer those without reading.
@@ -31,6 +48,11 @@ impl Images {
     pub(crate) fn remove(&self, image: &Path) -> Result<()> {
         Ok(fs::remove_file(image)?)
     }
+}
+
+/// The process whose folder has this name.
+fn owner(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()
 }
 
 fn write_noise(path: &Path, size: u64) -> Result<()> {
@@ -51,6 +73,19 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn folders_of_interrupted_runs_are_taken_away_and_no_others() {
+        let parent = tempfile::tempdir().unwrap();
+        // No process has this number, since the kernel gives none above 2^22.
+        let names = ["netbus-bench-4294967295-x", "netbus-bench-1-x", "netbus-bench-x", "4294967295-x"];
+        for name in names {
+            fs::create_dir(parent.path().join(name)).unwrap();
+        }
+        let images = Images::below(parent.path()).unwrap();
+        assert_eq!(names.map(|name| parent.path().join(name).exists()), [false, true, true, true]);
+        assert_eq!(owner(&images.folder.path().file_name().unwrap().to_string_lossy()), Some(process::id()));
+    }
 
     #[test]
     fn an_image_has_its_size_and_no_holes() {
