@@ -7,6 +7,7 @@
 //! Rooms:
 //! - [`ids`]: the numbers and names that identify things, one type each.
 //! - [`request`]: a class-neutral request, its answer, and the errors a device can give.
+//! - [`sample`]: what is known of a device's content.
 //! - [`wire`]: the 32-byte header, the control messages, the codec with its limits.
 //! - [`session`]: one authenticated connection, from HELLO to GOODBYE.
 //! - [`lease`]: the desk at the host: who may use a channel, and which epoch proves it.
@@ -18,5 +19,6 @@ pub mod class;
 pub mod ids;
 pub mod lease;
 pub mod request;
+pub mod sample;
 pub mod session;
 pub mod wire;

@@ -10,6 +10,7 @@ use minicbor::data::Type;
 use netbus_proto::class::block::{self, BlockRequest, Geometry};
 use netbus_proto::ids::{ChannelNumber, ClassCode, Epoch, Generation, Instance, PublicationId, Tag};
 use netbus_proto::request::{DeviceError, ErrorKind, MAX_ARGS, MAX_ERROR_TEXT, Request};
+use netbus_proto::sample::{self, Sample};
 use netbus_proto::wire::control::{
     self, Close, Control, Goodbye, Grant, Hello, Offer, Open, PairMessage, PairProof, Purpose, Reason, Refusal, Resume,
     Revoked, Withdraw,
@@ -61,6 +62,8 @@ fn the_tables_of_keys_are_those_of_the_code() {
         described += 1;
     }
     assert_eq!(described, sections.len());
+    let resume = minicbor::to_vec(resume()).unwrap();
+    assert_eq!(rows_of("### OPEN", "resume"), keys_in(&resume));
     let disk = minicbor::to_vec(Geometry { size: 1 << 40, block_size: 512 }).unwrap();
     assert_eq!(keys_of("## Class 1: block"), keys_in(&disk));
 }
@@ -90,8 +93,8 @@ fn the_table_of_limits_is_that_of_the_code() {
         ("MAX_NAME", control::MAX_NAME as u64),
         ("MAX_TEXT", control::MAX_TEXT as u64),
         ("MAX_DEVICE", control::MAX_DEVICE as u64),
-        ("MAX_SAMPLES", control::MAX_SAMPLES as u64),
-        ("MAX_SAMPLE", control::MAX_SAMPLE.into()),
+        ("MAX_SAMPLES", sample::MAX_SAMPLES as u64),
+        ("MAX_SAMPLE", sample::MAX_SAMPLE.into()),
         ("MAX_ARGS", MAX_ARGS as u64),
         ("MAX_ERROR_TEXT", MAX_ERROR_TEXT as u64),
         ("MAX_OUTSTANDING", session::MAX_OUTSTANDING as u64),
@@ -157,13 +160,17 @@ fn the_examples_are_what_they_say() {
     assert_eq!(example("WRITE error"), message(Flags::ERROR, &error.encode()));
 }
 
+fn resume() -> Resume {
+    let samples = Sample::of(0, b"content").map(|sample| vec![sample]);
+    Resume { epoch: Epoch(1), generation: Generation(1), instance: Some(Instance([1; 16])), samples }
+}
+
 /// One of each, with every optional key, in the order of the document.
 fn messages() -> Vec<Control> {
     let text = || "Text".to_owned();
     let refusal = || Refusal { reason: Reason::Busy, text: text() };
     let publication = PublicationId([1; 16]);
     let pair = || PairMessage { message: vec![0; 33] };
-    let resume = Some(Resume { epoch: Epoch(1), generation: Generation(1) });
     let offer = Offer {
         publication,
         class: 1,
@@ -199,7 +206,7 @@ fn messages() -> Vec<Control> {
         Control::PairStored,
         Control::Offer(offer),
         Control::Withdraw(Withdraw { publication }),
-        Control::Open(Open { publication, write: true, resume }),
+        Control::Open(Open { publication, write: true, resume: Some(resume()) }),
         Control::Grant(grant),
         Control::Refused(refusal()),
         Control::Close(Close { channel: ChannelNumber(1) }),
@@ -226,7 +233,7 @@ fn flags_of(request: &Request) -> String {
 }
 
 /// The document's names of CBOR's types.
-const KINDS: [(&str, Type); 8] = [
+const KINDS: [(&str, Type); 9] = [
     ("uint", Type::U8),
     ("uint", Type::U16),
     ("uint", Type::U32),
@@ -235,6 +242,7 @@ const KINDS: [(&str, Type); 8] = [
     ("bytes", Type::Bytes),
     ("bool", Type::Bool),
     ("map", Type::Map),
+    ("array", Type::Array),
 ];
 
 /// The keys of a CBOR map and the types of their values.
@@ -252,11 +260,15 @@ fn keys_in(body: &[u8]) -> Vec<(String, &'static str)> {
 
 /// The keys that a section of the document lists.
 fn keys_of(heading: &str) -> Vec<(String, &'static str)> {
+    rows_of(heading, "key")
+}
+
+fn rows_of(heading: &str, first: &str) -> Vec<(String, &'static str)> {
     let row = |row: &Vec<String>| {
         let kind = KINDS.iter().find(|(name, _)| row[2].starts_with(name)).unwrap().0;
         (row[0].clone(), kind)
     };
-    table(heading, "key").iter().map(row).collect()
+    table(heading, first).iter().map(row).collect()
 }
 
 /// A table of names and numbers.

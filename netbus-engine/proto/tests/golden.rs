@@ -8,6 +8,7 @@ use bytes::Bytes;
 use netbus_proto::class::block::{BlockRequest, Geometry, MAX_IO, MAX_ZEROES};
 use netbus_proto::ids::{ChannelNumber, ClassCode, Epoch, Generation, Instance, PublicationId, Tag};
 use netbus_proto::request::{DeviceError, ErrorKind, MAX_ERROR_TEXT, Request};
+use netbus_proto::sample::{MAX_SAMPLE, MAX_SAMPLES, Sample};
 use netbus_proto::wire::control::{
     Close, Goodbye, Grant, Hello, MAX_DEVICE, MAX_NAME, MAX_TEXT, Offer, Open, PairMessage, PairProof, Purpose, Reason,
     Refusal, Resume, Revoked, Withdraw,
@@ -185,6 +186,10 @@ fn whatever_is_above_its_limit_is_refused() {
         Control::Grant(Grant { max_requests: 0, ..grant() }),
         Control::Grant(Grant { device: vec![0; MAX_DEVICE + 1], ..grant() }),
         Control::Revoked(Revoked { channel: ChannelNumber(3), reason: Reason::Owner, text: long.clone() }),
+        Control::Open(resumed_with(vec![sample(0, 1); MAX_SAMPLES + 1])),
+        Control::Open(resumed_with(vec![sample(0, 1), sample(0, MAX_SAMPLE + 1)])),
+        Control::Open(resumed_with(vec![sample(0, 0)])),
+        Control::Open(resumed_with(vec![sample(u64::MAX, 1)])),
     ];
     for message in oversized {
         let (header, body) = message.encode(Tag(7));
@@ -206,6 +211,7 @@ fn whatever_is_just_at_its_limit_is_read() {
             ..offer()
         }),
         Control::Grant(Grant { device: vec![0; MAX_DEVICE], ..grant() }),
+        Control::Open(resumed_with(vec![sample(u64::MAX - u64::from(MAX_SAMPLE), MAX_SAMPLE); MAX_SAMPLES])),
     ];
     for message in full {
         let (header, body) = message.encode(Tag(7));
@@ -394,6 +400,16 @@ fn control_messages() -> Vec<(Control, &'static str)> {
              a300505050505050505050505050505050505001f402a200090119012c",
         ),
         (
+            Control::Open(resumed_with(vec![
+                Sample { start: 4096, length: 512, digest: [0xd1; 32] },
+                Sample { start: 0, length: MAX_SAMPLE, digest: [0xd2; 32] },
+            ])),
+            "4e425553 01 00 09 00 00000000 00000083 0000000000000000 0000000000000007 \
+             a300505050505050505050505050505050505001f402a400090119012c025060606060606060606060606060606060\
+             0382831910001902005820d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1\
+             83001a000100005820d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2",
+        ),
+        (
             Control::Grant(grant()),
             "4e425553 01 00 09 01 00000000 0000002b 0000000000000000 0000000000000007 \
              a90003010a0219012c03506060606060606060606060606060606004f505f4061880071a010000000841a0",
@@ -440,8 +456,19 @@ fn offer() -> Offer {
 }
 
 fn resumed() -> Open {
-    let resume = Resume { epoch: Epoch(9), generation: Generation(300) };
+    let resume = Resume { epoch: Epoch(9), generation: Generation(300), instance: None, samples: None };
     Open { publication: PublicationId([0x50; 16]), write: false, resume: Some(resume) }
+}
+
+fn resumed_with(samples: Vec<Sample>) -> Open {
+    let mut open = resumed();
+    let resume = open.resume.as_mut().unwrap();
+    (resume.instance, resume.samples) = (Some(Instance([0x60; 16])), Some(samples));
+    open
+}
+
+fn sample(start: u64, length: u32) -> Sample {
+    Sample { start, length, digest: [0xd0; 32] }
 }
 
 fn grant() -> Grant {

@@ -14,8 +14,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_proto::attachment::{self as machine, BindError, Binding, LogPolicy, Phase, Policy};
-use netbus_proto::ids::{Epoch, Tag};
+use netbus_proto::ids::{Epoch, Instance, Tag};
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request, Shape};
+use netbus_proto::sample::Sample;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::backend::{Backend, Ticket};
@@ -62,6 +63,17 @@ pub struct Status {
     pub pending: usize,
     /// Whether every answered change is known to be durable.
     pub clean: bool,
+    /// While it is parked, what it knows of the device that it left.
+    pub left: Option<Left>,
+}
+
+/// What an attachment knows of a device, to know it again.
+#[derive(Clone, Debug)]
+pub struct Left {
+    /// The device's instance.
+    pub instance: Instance,
+    /// What is on it.
+    pub samples: Vec<Sample>,
 }
 
 /// A request came that its attachment has no room for.
@@ -179,7 +191,11 @@ impl Attachment {
     #[must_use]
     pub fn status(&self) -> Status {
         let core = self.0.lock();
-        Status { phase: core.machine.phase().clone(), pending: core.machine.pending(), clean: core.machine.is_clean() }
+        let machine = &core.machine;
+        let phase = machine.phase().clone();
+        let left = matches!(phase, Phase::Parked { .. })
+            .then(|| machine.instance().map(|instance| Left { instance, samples: machine.samples().to_vec() }));
+        Status { phase, pending: machine.pending(), clean: machine.is_clean(), left: left.flatten() }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod block;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,10 @@ pub trait DeviceClass: Send + Sync + 'static {
     /// # Errors
     /// The error the application gets instead.
     fn check_answer(&self, request: &Request, answer: &Bytes) -> Result<(), DeviceError>;
+
+    /// The request that reads this part of a device, for a class whose extents are bytes that can be read. Its answer is
+    /// the content and nothing else.
+    fn read(&self, extent: Range<u64>) -> Option<Request>;
 
     /// The request that makes earlier answered changes durable, for a class that has one.
     fn flush(&self) -> Option<Request>;

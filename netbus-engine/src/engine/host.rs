@@ -9,7 +9,7 @@ use netbus_proto::lease;
 use netbus_proto::wire::control::{Control, Open, Reason, Refusal, Withdraw, is_slug};
 use tracing::warn;
 
-use super::publication::{Device, PeerSession, Publication, Sessions, bounded};
+use super::publication::{Device, PeerSession, Publication, Sessions, Unlike, bounded};
 use super::store::{DeviceBytes, Publications, StoredLease, StoredPublication};
 use super::{Core, Input, Reply, error_chain};
 use crate::class::{Identified, Identity, OpenError, OpenedDevice};
@@ -114,6 +114,13 @@ impl Host {
     pub(super) fn device_opened(&mut self, core: &Core, id: PublicationId, result: Result<OpenedDevice, OpenError>) {
         if let Some(publication) = self.publications.get_mut(&id) {
             publication.opened(core, &self.sessions, result);
+        }
+    }
+
+    /// A device was held against what a peer knows of it.
+    pub(super) fn compared(&mut self, core: &Core, id: PublicationId, epoch: Epoch, result: Result<(), Unlike>) {
+        if let Some(publication) = self.publications.get_mut(&id) {
+            publication.compared(core, &self.sessions, epoch, result);
         }
     }
 

@@ -102,6 +102,11 @@ pub(crate) enum Input {
         publication: PublicationId,
         result: Result<OpenedDevice, OpenError>,
     },
+    Compared {
+        publication: PublicationId,
+        epoch: Epoch,
+        result: Result<(), publication::Unlike>,
+    },
     Looked(Vec<(PublicationId, Result<Bytes, String>)>),
     Fenced {
         publication: PublicationId,
@@ -385,6 +390,9 @@ impl Engine {
                 Err(error) => reply.refuse(verbs::open_error(&error)),
             },
             Input::DeviceOpened { publication, result } => self.host.device_opened(&self.core, publication, result),
+            Input::Compared { publication, epoch, result } => {
+                self.host.compared(&self.core, publication, epoch, result);
+            }
             Input::Looked(looks) => self.host.looked(&self.core, looks),
             Input::Fenced { publication, epoch, flushed } => {
                 self.host.fenced(&self.core, publication, epoch, flushed);

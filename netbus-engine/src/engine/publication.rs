@@ -1,4 +1,8 @@
 //! One publication at its host: the lease desk, the device while somebody may use it, the exports of its leases.
+//!
+//! - `evidence`: whether an opened device has the content that a subscriber has left.
+
+mod evidence;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -9,9 +13,10 @@ use bytes::Bytes;
 use netbus_proto::attachment::Binding;
 use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, Generation, PublicationId, Tag};
 use netbus_proto::lease::{self, Effect, LeaseDesk, Leased, OpenCall};
-use netbus_proto::wire::control::{Control, Grant, Offer, Open, Reason, Refusal, Revoked};
+use netbus_proto::wire::control::{Control, Grant, Offer, Open, Reason, Refusal, Resume, Revoked};
 use tracing::{info, warn};
 
+pub(crate) use self::evidence::Unlike;
 use super::store::StoredPublication;
 use super::{Core, Input, error_chain, seconds_since_1970};
 use crate::channel::attachment::Attachment;
@@ -33,7 +38,9 @@ pub(super) struct Publication {
     pub(super) presence: Result<(), String>,
     exports: HashMap<Epoch, OpenChannel>,
     /// Unanswered OPENs, in the desk's order.
-    opens: VecDeque<(SessionId, Tag, bool)>,
+    opens: VecDeque<(SessionId, Tag, Option<Resume>)>,
+    /// Grants whose device must show first that it has the content that was left.
+    comparing: Vec<PendingGrant>,
     /// Unanswered CLOSEs.
     closes: HashMap<Epoch, (SessionId, Tag)>,
     /// Flush errors found while a lease ended.
@@ -53,14 +60,13 @@ pub(super) enum Device {
 }
 
 /// A lease that the desk gave and whose device is not open yet.
-#[derive(Clone, Copy)]
 pub(super) struct PendingGrant {
     session: SessionId,
     tag: Tag,
     epoch: Epoch,
     generation: Generation,
     write: bool,
-    resume: bool,
+    resume: Option<Resume>,
 }
 
 struct OpenChannel {
@@ -94,6 +100,7 @@ impl Publication {
             presence: Ok(()),
             exports: HashMap::new(),
             opens: VecDeque::new(),
+            comparing: Vec::new(),
             closes: HashMap::new(),
             close_errors: HashMap::new(),
         }
@@ -137,14 +144,14 @@ impl Publication {
             let text = format!("\"{}\" is busy at this moment: try again", self.stored.label);
             return session.refuse(tag, Reason::Busy, text);
         }
-        self.opens.push_back((session.handle.id, tag, open.resume.is_some()));
         let call = OpenCall {
             session: session.handle.id,
             peer: session.handle.peer,
             write: open.write,
-            resume: open.resume,
+            resume: open.resume.as_ref().map(lease::Resume::from),
             at: lease::UnixSeconds(seconds_since_1970()),
         };
+        self.opens.push_back((session.handle.id, tag, open.resume));
         self.desk.handle_open(call, Instant::now());
         self.advance(core, sessions);
     }
@@ -177,6 +184,7 @@ impl Publication {
         if let Device::Opening { grants, .. } = &mut self.device {
             grants.retain(|grant| grant.session != session);
         }
+        self.comparing.retain(|grant| grant.session != session);
         self.desk.handle_session_lost(session, Instant::now());
         self.advance(core, sessions);
     }
@@ -205,7 +213,7 @@ impl Publication {
                 }
                 self.device = Device::Open { opened: Arc::new(opened), read_only };
                 for grant in grants {
-                    self.give(core, sessions, grant);
+                    self.admit(core, sessions, grant);
                 }
             }
             Err(error) => {
@@ -311,7 +319,7 @@ impl Publication {
                 }
                 Effect::Refuse { session, refusal } => {
                     // A desk that is too busy says so at once, of the open that came last.
-                    let opens_of = |(asking, ..): &(SessionId, Tag, bool)| *asking == session;
+                    let opens_of = |(asking, ..): &(SessionId, Tag, Option<Resume>)| *asking == session;
                     let at = match refusal {
                         lease::Refusal::Busy => self.opens.iter().rposition(opens_of),
                         lease::Refusal::InUse { .. } | lease::Refusal::LeaseLost => {
@@ -353,7 +361,7 @@ impl Publication {
         let read_only = !grant.write;
         match &mut self.device {
             Device::Open { read_only: mode, .. } if *mode == read_only => {
-                self.give(core, sessions, grant);
+                self.admit(core, sessions, grant);
             }
             Device::Opening { read_only: mode, grants } if *mode == read_only => grants.push(grant),
             Device::Closed | Device::Open { .. } | Device::Failed { .. } | Device::Opening { .. } => {
@@ -420,10 +428,10 @@ impl Publication {
         core.tell(Event::LeaseGranted { channel: self.stored.name.clone(), peer, write: grant.write });
     }
 
-    /// Undoes a grant whose device cannot be opened. The lease that a peer resumes stays its own.
+    /// Undoes a grant whose device cannot be used. The lease that a peer resumes stays its own, unless it is lost.
     fn take_back(&mut self, sessions: &Sessions, grant: PendingGrant, reason: Reason, text: &str) {
         let now = Instant::now();
-        if grant.resume {
+        if grant.resume.is_some() && reason != Reason::LeaseLost {
             self.desk.handle_session_lost(grant.session, now);
         } else if let Err(error) = self.desk.handle_close(grant.session, grant.epoch, now) {
             info!(%error, "A lease ended before its device was open");
@@ -437,6 +445,7 @@ impl Publication {
         if let Device::Opening { grants, .. } = &mut self.device {
             grants.retain(|grant| grant.epoch != epoch);
         }
+        self.comparing.retain(|grant| grant.epoch != epoch);
         let (publication, inputs) = (self.stored.id, core.inputs.clone());
         let Some(open) = self.exports.remove(&epoch) else {
             // The engine is gone only when the daemon stops.
@@ -478,7 +487,7 @@ impl Publication {
         self.tell_ended(core, session.handle.peer, "Handed back");
     }
 
-    fn take_open(&mut self, session: SessionId) -> Option<(Tag, bool)> {
+    fn take_open(&mut self, session: SessionId) -> Option<(Tag, Option<Resume>)> {
         let at = self.opens.iter().position(|(asking, ..)| *asking == session)?;
         self.opens.remove(at).map(|(_, tag, resume)| (tag, resume))
     }

@@ -1,7 +1,11 @@
 //! Hosts that lose power and devices that fail to flush: what was answered stays.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use netbus_engine::control::api::SubscribedState;
-use netbus_proto::request::ErrorKind;
+use netbus_engine::frontend::Queue;
+use netbus_proto::request::{DeviceError, ErrorKind, Request};
 
 use crate::machine::{Machine, until};
 use crate::slate::{SIZE, flush, read, write};
@@ -10,13 +14,13 @@ use crate::slate::{SIZE, flush, read, write};
 async fn a_host_that_has_forgotten_what_it_answered_gets_it_again() {
     let (mut attic, desk, node) = slate().await;
     let queue = desk.slate.queue(&node);
-    queue.call(write(0, &[1; 100])).await.unwrap();
-    queue.call(flush()).await.unwrap();
+    ask(&queue, write(0, &[1; 100])).await.unwrap();
+    ask(&queue, flush()).await.unwrap();
     let mut expected = vec![0; SIZE];
     expected[..100].fill(1);
     for number in 2..60_u8 {
         let at = usize::from(number) * 13 % 200;
-        queue.call(write(u16::try_from(at).unwrap(), &[number; 50])).await.unwrap();
+        ask(&queue, write(u16::try_from(at).unwrap(), &[number; 50])).await.unwrap();
         expected[at..at + 50].fill(number);
     }
     attic.crash().await;
@@ -24,7 +28,7 @@ async fn a_host_that_has_forgotten_what_it_answered_gets_it_again() {
     assert_ne!(attic.slate.medium(), expected, "nothing was forgotten");
     let waiting = tokio::spawn({
         let queue = queue.clone();
-        async move { queue.call(read(0, 300)).await }
+        async move { ask(&queue, read(0, 300)).await }
     });
     attic.resume().await;
     assert_eq!(waiting.await.unwrap().unwrap(), expected[..300], "a read showed what was forgotten");
@@ -32,17 +36,17 @@ async fn a_host_that_has_forgotten_what_it_answered_gets_it_again() {
     attic.nobody_uses().await;
     assert_eq!(attic.slate.medium(), expected);
     let node = desk.subscribe("attic/slate", true).await.unwrap();
-    assert_eq!(desk.slate.queue(&node).call(read(0, SIZE)).await.unwrap(), expected);
+    assert_eq!(ask(&desk.slate.queue(&node), read(0, SIZE)).await.unwrap(), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_the_daemon_alone_writes_nothing_again() {
     let (mut attic, desk, node) = slate().await;
     let queue = desk.slate.queue(&node);
-    queue.call(write(0, &[1; 100])).await.unwrap();
+    ask(&queue, write(0, &[1; 100])).await.unwrap();
     attic.crash().await;
     attic.resume().await;
-    assert_eq!(queue.call(read(0, 100)).await.unwrap(), vec![1; 100]);
+    assert_eq!(ask(&queue, read(0, 100)).await.unwrap(), vec![1; 100]);
     assert_eq!(attic.slate.changes(), 1);
 }
 
@@ -50,11 +54,11 @@ async fn a_restart_of_the_daemon_alone_writes_nothing_again() {
 async fn after_a_failed_flush_the_device_is_opened_anew_and_the_next_flush_is_true() {
     let (attic, desk, node) = slate().await;
     let queue = desk.slate.queue(&node);
-    queue.call(write(7, b"seven")).await.unwrap();
+    ask(&queue, write(7, b"seven")).await.unwrap();
     attic.slate.fail_flushes(1);
-    let error = queue.call(flush()).await.unwrap_err();
+    let error = ask(&queue, flush()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Io);
-    queue.call(flush()).await.unwrap();
+    ask(&queue, flush()).await.unwrap();
     assert_eq!(attic.slate.medium()[7..12], *b"seven");
     assert_eq!(attic.slate.life(), 2, "opened anew, once");
     assert_eq!(attic.slate.changes(), 2, "written again, once");
@@ -65,13 +69,13 @@ async fn after_a_failed_flush_the_device_is_opened_anew_and_the_next_flush_is_tr
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flush_that_fails_when_the_daemon_stops_is_made_up_for_as_well() {
     let (mut attic, desk, node) = slate().await;
-    desk.slate.queue(&node).call(write(7, b"seven")).await.unwrap();
+    ask(&desk.slate.queue(&node), write(7, b"seven")).await.unwrap();
     // No subscriber is told of it.
     attic.slate.fail_flushes(1);
     attic.stop().await;
     attic.resume().await;
     let queue = desk.slate.queue(&node);
-    queue.call(flush()).await.unwrap();
+    ask(&queue, flush()).await.unwrap();
     assert_eq!(attic.slate.life(), 2);
     assert_eq!(attic.slate.medium()[7..12], *b"seven");
 }
@@ -80,14 +84,58 @@ async fn a_flush_that_fails_when_the_daemon_stops_is_made_up_for_as_well() {
 async fn a_device_that_never_flushes_gives_errors_and_is_tried_again() {
     let (attic, desk, node) = slate().await;
     let queue = desk.slate.queue(&node);
-    queue.call(write(7, b"seven")).await.unwrap();
+    ask(&queue, write(7, b"seven")).await.unwrap();
     // The flush, the one of the fence, and the one when the device is opened anew.
     attic.slate.fail_flushes(3);
-    queue.call(flush()).await.unwrap_err();
-    let flushed = tokio::spawn(async move { queue.call(flush()).await });
+    ask(&queue, flush()).await.unwrap_err();
+    let flushed = tokio::spawn(async move { ask(&queue, flush()).await });
     until("the device to take a flush", async || flushed.is_finished().then_some(())).await;
     flushed.await.unwrap().unwrap();
     assert_eq!(attic.slate.medium()[7..12], *b"seven");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_written_elsewhere_meanwhile_is_refused_and_not_written_to() {
+    let (mut attic, desk, node) = slate().await;
+    let queue = desk.slate.queue(&node);
+    ask(&queue, write(0, &[1; 512])).await.unwrap();
+    ask(&queue, flush()).await.unwrap();
+    ask(&queue, write(2048, b"not flushed")).await.unwrap();
+    attic.crash().await;
+    attic.slate.lose_power();
+    attic.slate.write_elsewhere(100, b"somebody was here");
+    let (before, changes) = (attic.slate.medium(), attic.slate.changes());
+    attic.resume().await;
+    let error = ask(&queue, read(0, 512)).await.unwrap_err();
+    assert!(error.text.contains("bytes 0 to 512") && error.text.contains("Nothing was written"), "{}", error.text);
+    ask(&queue, write(0, &[2; 512])).await.unwrap_err();
+    assert_eq!((attic.slate.medium(), attic.slate.changes()), (before, changes), "it was written to");
+    let used = &desk.status().await.subscribed[0];
+    assert_eq!(used.state, SubscribedState::Faulted);
+    assert!(used.error.as_ref().is_some_and(|text| text.contains("written elsewhere")), "{:?}", used.error);
+    // The lease has ended, so that its owner may look at the disk, and whoever wants it may have it.
+    attic.nobody_uses().await;
+    desk.unsubscribe("slate").await.unwrap();
+    let node = desk.subscribe("attic/slate", false).await.unwrap();
+    assert_eq!(ask(&desk.slate.queue(&node), read(100, 17)).await.unwrap(), "somebody was here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_a_reader_saw_is_known_again_as_well() {
+    let (mut attic, desk) = crate::pair().await;
+    attic.publish_device("slate", "slate").await.unwrap();
+    let node = desk.subscribe("attic/slate", true).await.unwrap();
+    let queue = desk.slate.queue(&node);
+    assert_eq!(ask(&queue, read(512, 512)).await.unwrap(), vec![0; 512]);
+    for same in [true, false] {
+        attic.crash().await;
+        attic.slate.lose_power();
+        if !same {
+            attic.slate.write_elsewhere(600, b"x");
+        }
+        attic.resume().await;
+        assert_eq!(ask(&queue, read(0, 512)).await.is_ok(), same);
+    }
 }
 
 /// A host and a subscriber that writes to the host's slate.
@@ -96,4 +144,9 @@ async fn slate() -> (Machine, Machine, String) {
     attic.publish_device("slate", "slate").await.unwrap();
     let node = desk.subscribe("attic/slate", false).await.unwrap();
     (attic, desk, node)
+}
+
+/// Asks, and waits for a while only.
+async fn ask(queue: &Queue, request: Request) -> Result<Bytes, DeviceError> {
+    tokio::time::timeout(Duration::from_secs(60), queue.call(request)).await.expect("an answer in time")
 }

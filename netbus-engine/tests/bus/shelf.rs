@@ -1,6 +1,7 @@
 //! A class that is no disk: a shelf of cells that are put and fetched. The bus must serve it without knowing.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -136,6 +137,10 @@ impl DeviceClass for ShelfClass {
 
     fn check_answer(&self, _request: &Request, _answer: &Bytes) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    fn read(&self, _extent: Range<u64>) -> Option<Request> {
+        None
     }
 
     fn flush(&self) -> Option<Request> {

@@ -2,6 +2,7 @@
 //! be made to fail.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -56,6 +57,13 @@ impl SlateClass {
 
     pub(crate) fn fail_flushes(&self, number: usize) {
         self.lock().flushes_to_fail = number;
+    }
+
+    /// Somebody writes to it elsewhere.
+    pub(crate) fn write_elsewhere(&self, at: usize, data: &[u8]) {
+        let mut device = self.lock();
+        device.medium[at..at + data.len()].copy_from_slice(data);
+        device.cache[at..at + data.len()].copy_from_slice(data);
     }
 
     /// What is there for good.
@@ -130,7 +138,7 @@ fn args(at: u16, length: usize) -> Bytes {
     Bytes::from([at.to_be_bytes(), u16::try_from(length).unwrap().to_be_bytes()].concat())
 }
 
-fn extent(request: &Request) -> std::ops::Range<usize> {
+fn extent(request: &Request) -> Range<usize> {
     let number = |at: usize| usize::from(u16::from_be_bytes([request.args[at], request.args[at + 1]]));
     number(0)..number(0) + number(2)
 }
@@ -208,6 +216,11 @@ impl DeviceClass for SlateClass {
 
     fn check_answer(&self, _request: &Request, _answer: &Bytes) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    fn read(&self, extent: Range<u64>) -> Option<Request> {
+        let at = u16::try_from(extent.start).ok()?;
+        Some(read(at, usize::try_from(extent.end - extent.start).ok()?))
     }
 
     fn flush(&self) -> Option<Request> {

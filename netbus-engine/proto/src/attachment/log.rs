@@ -49,9 +49,9 @@ pub(super) struct Log {
 
 /// One answered change.
 #[derive(Debug)]
-struct Entry {
-    request: Request,
-    shape: Shape,
+pub(super) struct Entry {
+    pub(super) request: Request,
+    pub(super) shape: Shape,
     /// The number of its last answer; `None` when it is not executed at the present instance.
     executed: Option<u64>,
 }
@@ -66,30 +66,39 @@ impl Log {
         self.answers
     }
 
-    /// A change was answered without an error.
-    pub(super) fn answered(&mut self, tag: Tag, change: Pending, write_through: bool) {
+    /// A number that a flush covers which is sent from now on.
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.answers += 1;
+        self.answers
+    }
+
+    /// A change was answered without an error. Gives it back if it is durable.
+    pub(super) fn answered(&mut self, tag: Tag, change: Pending, write_through: bool) -> Option<Pending> {
         if !self.keeps(&change.shape, write_through) {
-            return;
+            return Some(change);
         }
         self.answers += 1;
-        if self.policy.is_none() {
-            return;
-        }
+        self.policy.as_ref()?;
         let executed = (!self.spoiled).then_some(self.answers);
         self.missing += usize::from(executed.is_none());
         self.bytes += cost(&change.shape);
         self.entries.insert(tag, Entry { request: change.request, shape: change.shape, executed });
+        None
     }
 
-    /// A flush succeeded that was sent at `mark` under the present binding. Flushes may succeed in any order.
-    pub(super) fn flushed(&mut self, mark: u64) {
+    /// A flush succeeded that was sent at `mark` under the present binding. Flushes may succeed in any order. Gives what
+    /// is durable now, in the order in which it was executed.
+    pub(super) fn flushed(&mut self, mark: u64) -> Vec<(Tag, Entry)> {
         self.durable = self.durable.max(mark);
-        let bytes = &mut self.bytes;
-        self.entries.retain(|_, entry| {
-            let stays = entry.executed.is_none_or(|answer| answer > mark);
-            *bytes -= if stays { 0 } else { cost(&entry.shape) };
-            stays
-        });
+        let is_covered = |entry: &Entry| entry.executed.is_some_and(|answer| answer <= mark);
+        let durable = self.entries.extract_if(.., |_, entry| is_covered(entry)).collect::<Vec<_>>();
+        self.bytes -= durable.iter().map(|(_, entry)| cost(&entry.shape)).sum::<usize>();
+        durable
+    }
+
+    /// Whether a change in the log overlaps this shape's extent.
+    pub(super) fn touches(&self, shape: &Shape) -> bool {
+        self.entries.values().any(|entry| entry.shape.conflicts(shape))
     }
 
     /// A flush failed: the system may have forgotten all that it took, and will not say so again.
@@ -210,7 +219,7 @@ impl Log {
 
     /// Whether a change is kept when it is answered.
     fn keeps(&self, shape: &Shape, write_through: bool) -> bool {
-        !write_through || self.spoiled || self.entries.values().any(|entry| entry.shape.conflicts(shape))
+        !write_through || self.spoiled || self.touches(shape)
     }
 
     fn forget(&mut self) {

@@ -36,111 +36,26 @@
 //! **A flush that fails** is answered with its error, and the attachment drains the backend: the owner must have the
 //! device opened anew, and everything that is not durable is sent again before the next flush.
 //!
-//! Rooms: `pending` holds the requests, their order and their limits; `log` knows what is not durable.
+//! Rooms: `policy` and `phase` are what others see of it; `pending` holds the requests, their order and their limits;
+//! `log` knows what is not durable, and `evidence` what is.
 
+mod evidence;
 mod log;
 mod pending;
+mod phase;
+mod policy;
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use self::evidence::{Evidence, content_of, determines};
 use self::log::Log;
-use self::pending::{Limits, Requests, fits};
-use crate::ids::{Epoch, Generation, Instance, Tag};
+use self::pending::{Limits, Pending, Requests, fits};
+pub use self::phase::{BindError, Binding, Phase};
+pub use self::policy::{LogPolicy, Policy};
+use crate::ids::{Epoch, Instance, Tag};
 use crate::request::{Access, Completion, DeviceError, ErrorKind, Request, Shape};
-
-/// How an attachment behaves; its class decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Whether an unanswered request may be sent again after its link was lost.
-    pub replay: bool,
-    /// How long it waits without a backend before it faults; `None` waits for ever.
-    pub park_for: Option<Duration>,
-    /// Requests that may be pending.
-    pub max_requests: usize,
-    /// Payload bytes that may be pending. A single request may exceed it.
-    pub max_bytes: usize,
-    /// How answered changes are kept until they are durable; `None` keeps none, and a new instance of the device faults
-    /// the attachment if it may have lost one.
-    pub log: Option<LogPolicy>,
-}
-
-/// What an attachment keeps of changes that are answered and not known to be durable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogPolicy {
-    /// The class's request that makes answered changes durable.
-    pub flush: Request,
-    /// Bytes that the log may take; a change takes its payload and a little more. One that is alone may exceed it.
-    pub max_bytes: usize,
-    /// Changes that it may hold.
-    pub max_changes: usize,
-}
-
-impl LogPolicy {
-    /// A log of 64 MiB.
-    #[must_use]
-    pub fn new(flush: Request) -> Self {
-        Self { flush, max_bytes: 64 * 1024 * 1024, max_changes: 32 * 1024 }
-    }
-}
-
-/// One backend's turn: what its grant said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Binding {
-    /// The lease's epoch; higher than that of every binding before.
-    pub epoch: Epoch,
-    /// The content's generation.
-    pub generation: Generation,
-    /// The device's instance.
-    pub instance: Instance,
-    /// Whether a change is answered only when it is durable.
-    pub write_through: bool,
-    /// Requests that may be in flight. Never more than the policy's, never less than one.
-    pub max_requests: usize,
-    /// Payload bytes that may be in flight. A single request may exceed it.
-    pub max_bytes: usize,
-}
-
-/// What an attachment is doing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// No backend; requests wait.
-    Parked {
-        /// When it gives up; `None` is never.
-        until: Option<Instant>,
-    },
-    /// Requests go to this backend.
-    Active(Binding),
-    /// This backend finishes what it has; requests wait.
-    Draining(Binding),
-    /// Over. Every request is answered with this error.
-    Faulted(DeviceError),
-}
-
-impl Phase {
-    /// Whether `next` may follow this phase.
-    #[must_use]
-    pub fn may_become(&self, next: &Self) -> bool {
-        match (self, next) {
-            (Self::Parked { .. }, Self::Active(_) | Self::Faulted(_))
-            | (Self::Active(_), Self::Draining(_) | Self::Parked { .. } | Self::Faulted(_))
-            | (Self::Draining(_), Self::Parked { .. } | Self::Faulted(_)) => true,
-            (Self::Parked { .. }, Self::Parked { .. } | Self::Draining(_))
-            | (Self::Active(_), Self::Active(_))
-            | (Self::Draining(_), Self::Active(_) | Self::Draining(_))
-            | (Self::Faulted(_), Self::Parked { .. } | Self::Active(_) | Self::Draining(_) | Self::Faulted(_)) => false,
-        }
-    }
-
-    /// The backend that may answer now.
-    #[must_use]
-    pub fn binding(&self) -> Option<&Binding> {
-        match self {
-            Self::Active(binding) | Self::Draining(binding) => Some(binding),
-            Self::Parked { .. } | Self::Faulted(_) => None,
-        }
-    }
-}
+use crate::sample::Sample;
 
 /// A request on its way to the backend of `epoch`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,37 +73,6 @@ pub struct Dispatch {
 #[error("Too many requests are pending")]
 pub struct Full(pub Request, pub Shape);
 
-/// Why a backend was not bound.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BindError {
-    /// Another backend is bound; drain it first. Nothing changed.
-    #[error("The attachment still has a backend")]
-    NotParked,
-    /// The attachment is over. Nothing changed.
-    #[error("The attachment has failed: {0}")]
-    Faulted(DeviceError),
-    /// The epoch is not higher than every earlier one. Nothing changed.
-    #[error("Epoch {offered} was offered after epoch {highest}")]
-    StaleEpoch {
-        /// The refused binding's epoch.
-        offered: Epoch,
-        /// The highest epoch so far.
-        highest: Epoch,
-    },
-    /// The content has changed hands since. The attachment faulted.
-    #[error("The content has changed hands: generation {offered} was offered after generation {left}")]
-    GenerationChanged {
-        /// The refused binding's generation.
-        offered: Generation,
-        /// The generation of the last backend.
-        left: Generation,
-    },
-    /// The device was opened anew, and acknowledged changes had not been made durable before, of which there is no log.
-    /// The attachment faulted.
-    #[error("The device was interrupted before acknowledged writes were durable")]
-    LostWrites,
-}
-
 /// One frontend and its succession of backends. See the module's text.
 #[derive(Debug)]
 pub struct Attachment {
@@ -202,6 +86,7 @@ pub struct Attachment {
     /// The last backend that was bound, whether it still is or not.
     last: Option<Binding>,
     log: Log,
+    evidence: Evidence,
     /// The flush that is the attachment's own and in flight, with what it covers.
     own_flush: Option<(Tag, u64)>,
     /// Whether the last one failed, with none that succeeded since.
@@ -220,6 +105,7 @@ impl Attachment {
             requests: Requests::default(),
             answers: VecDeque::new(),
             last: None,
+            evidence: Evidence::default(),
             own_flush: None,
             own_flush_failed: false,
         }
@@ -267,7 +153,11 @@ impl Attachment {
             max_bytes: binding.max_bytes.min(self.policy.max_bytes),
             ..binding
         };
-        self.log.bound(self.last.is_none_or(|last| last.instance == binding.instance));
+        let same_instance = self.last.is_none_or(|last| last.instance == binding.instance);
+        self.log.bound(same_instance);
+        if !same_instance {
+            self.evidence.interrupted();
+        }
         self.last = Some(binding);
         self.enter(Phase::Active(binding));
         Ok(())
@@ -334,7 +224,8 @@ impl Attachment {
             self.requests.mark_cancelled(tag);
             return self.phase.binding().map(|binding| binding.epoch);
         }
-        if self.requests.remove(tag).is_some() {
+        if let Some(request) = self.requests.remove(tag) {
+            self.gave_up(tag, &request);
             self.answers.push_back((tag, Err(cancelled())));
         }
         None
@@ -371,7 +262,11 @@ impl Attachment {
         } else {
             let own = usize::from(self.own_flush.is_some());
             let mut room = self.log.room(binding.write_through, &self.requests);
-            self.requests.send(&limits, own, self.log.mark(), |shape| room.holds(shape))?
+            let sent = self.requests.send(&limits, own, self.log.mark(), |shape| room.holds(shape))?;
+            if let Some(shape) = self.requests.shape(sent.0).filter(|shape| shape.access == Access::Change) {
+                self.evidence.changes(shape);
+            }
+            sent
         };
         Some(Dispatch { epoch: binding.epoch, tag, request })
     }
@@ -406,6 +301,18 @@ impl Attachment {
         self.log.is_clean()
     }
 
+    /// What is known to be on the device: never wrong about one that has kept what it promised.
+    #[must_use]
+    pub fn samples(&self) -> &[Sample] {
+        self.evidence.samples()
+    }
+
+    /// The instance of the last backend.
+    #[must_use]
+    pub fn instance(&self) -> Option<Instance> {
+        self.last.map(|last| last.instance)
+    }
+
     /// Holds the next backend against the last one.
     fn compare(&mut self, last: &Binding, next: &Binding) -> Result<(), BindError> {
         if next.epoch <= last.epoch {
@@ -426,7 +333,7 @@ impl Attachment {
 
     /// The answer to a request of the frontend.
     fn complete(&mut self, tag: Tag, mark: u64, completion: Completion, write_through: bool, now: Instant) {
-        let access = self.requests.access(tag);
+        let access = self.requests.shape(tag).map(|shape| shape.access);
         match completion {
             Err(error) if is_leaving(&error) => {
                 self.give_back(tag, error);
@@ -439,10 +346,12 @@ impl Attachment {
             Ok(_) | Err(_) => {
                 let request = self.requests.remove(tag).expect("it was just found");
                 match (&completion, request.shape.access) {
-                    (Ok(_), Access::Change) => self.log.answered(tag, request, write_through),
+                    (Ok(_), Access::Change) => self.changed(tag, request, write_through),
                     (Ok(_), Access::Flush) => self.flushed(mark),
+                    (Ok(content), Access::Observe) => self.sample(Tag(0), &request.shape, content, &[]),
+                    (Err(_), Access::Change) => self.gave_up(tag, &request),
                     (Err(error), Access::Flush) if error.kind != ErrorKind::Cancelled => self.flush_failed(now),
-                    (_, Access::Observe) | (Err(_), Access::Change | Access::Flush) => {}
+                    (Err(_), Access::Observe | Access::Flush) => {}
                 }
                 self.answers.push_back((tag, completion));
             }
@@ -486,14 +395,61 @@ impl Attachment {
     }
 
     fn flushed(&mut self, mark: u64) {
-        self.log.flushed(mark);
         self.own_flush_failed = false;
+        let durable = self.log.flushed(mark);
+        for (at, (tag, entry)) in durable.iter().enumerate() {
+            self.sample(*tag, &entry.shape, &entry.request.data, &durable[at + 1..]);
+        }
+        // Later, since what came after those writes may have overwritten them all the same.
+        self.evidence.flushed(mark);
+    }
+
+    /// A change of the frontend was answered without an error.
+    fn changed(&mut self, tag: Tag, request: Pending, write_through: bool) {
+        if !self.log.is_kept() {
+            self.evidence.end();
+        } else if !determines(&request.request, &request.shape) {
+            self.evidence.doubt(tag, &request.shape, None);
+        }
+        if let Some(durable) = self.log.answered(tag, request, write_through) {
+            self.sample(tag, &durable.shape, &durable.request.data, &[]);
+        }
+    }
+
+    /// A request of the frontend is answered with an error. A change may have been made all the same.
+    fn gave_up(&mut self, tag: Tag, request: &Pending) {
+        if request.shape.access != Access::Change {
+            return;
+        }
+        if !self.log.is_kept() {
+            return self.evidence.end();
+        }
+        let until = determines(&request.request, &request.shape).then(|| self.log.next_number());
+        // What comes after a failed flush is not covered by a flush that comes later.
+        self.evidence.doubt(tag, &request.shape, until.filter(|_| !self.log.is_spoiled()));
+    }
+
+    /// Takes a sample of what was read, or was written and is durable, if one is due and nothing else may be shown
+    /// there: no change `since`, nor one that is pending, in the log or in doubt.
+    fn sample(&mut self, tag: Tag, shape: &Shape, content: &[u8], since: &[(Tag, log::Entry)]) {
+        let Some(extent) = content_of(shape, content) else {
+            return;
+        };
+        if self.evidence.is_due()
+            && !since.iter().any(|(_, entry)| entry.shape.conflicts(shape))
+            && !self.log.touches(shape)
+            && !self.requests.change(shape)
+            && !self.evidence.is_in_doubt(extent, tag)
+        {
+            self.evidence.take(extent.start, content);
+        }
     }
 
     /// Asking the same instance again would be answered with a lie.
     fn flush_failed(&mut self, now: Instant) {
         if self.log.is_kept() {
             self.log.spoil();
+            self.evidence.interrupted();
             self.begin_drain(now);
         }
     }
@@ -531,7 +487,9 @@ impl Attachment {
             return;
         }
         let error = if self.requests.is_cancelled(tag) { cancelled() } else { error };
-        self.requests.remove(tag);
+        if let Some(request) = self.requests.remove(tag) {
+            self.gave_up(tag, &request);
+        }
         self.answers.push_back((tag, Err(error)));
     }
 

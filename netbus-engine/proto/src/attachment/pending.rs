@@ -131,9 +131,15 @@ impl Requests {
         }
     }
 
-    /// What a request does.
-    pub(super) fn access(&self, tag: Tag) -> Option<Access> {
-        self.all.get(&tag).map(|pending| pending.shape.access)
+    /// What the layers that do not know its class know of a request.
+    pub(super) fn shape(&self, tag: Tag) -> Option<&Shape> {
+        self.all.get(&tag).map(|pending| &pending.shape)
+    }
+
+    /// Whether a pending change overlaps this shape's extent.
+    pub(super) fn change(&self, shape: &Shape) -> bool {
+        let is_change = |pending: &&Pending| pending.shape.access == Access::Change;
+        self.all.values().filter(is_change).any(|pending| pending.shape.conflicts(shape))
     }
 
     /// Everything that is at the backend, in order of arrival.

@@ -1,10 +1,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::*;
+use crate::ids::Generation;
 
 #[test]
 fn a_lost_write_is_replayed_once_and_the_stale_answer_dropped() {

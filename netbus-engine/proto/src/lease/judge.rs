@@ -1,8 +1,7 @@
 //! Who gets a lease: the rules, applied to one open while nothing is under way.
 
-use super::{Lease, LeaseDesk, OpenCall, Refusal, UnixSeconds};
+use super::{Lease, LeaseDesk, OpenCall, Refusal, Resume, UnixSeconds};
 use crate::ids::Fingerprint;
-use crate::wire::control::Resume;
 
 /// What becomes of an open.
 pub(super) enum Verdict {

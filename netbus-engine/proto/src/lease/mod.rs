@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use self::judge::Verdict;
 use crate::ids::{Epoch, Fingerprint, Generation};
-use crate::wire::control::{Reason, Resume};
+use crate::wire::control::{self, Reason};
 
 /// How long a reader's lease outlives its session: time to come back over a new link without making a writer wait long.
 pub const READER_LAPSE: Duration = Duration::from_secs(30);
@@ -69,6 +69,21 @@ pub struct StoredWriter {
     pub epoch: Epoch,
     /// Since when the peer has had it.
     pub since: UnixSeconds,
+}
+
+/// The lease that a peer wants to go on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The generation it was granted at.
+    pub generation: Generation,
+}
+
+impl From<&control::Resume> for Resume {
+    fn from(told: &control::Resume) -> Self {
+        Self { epoch: told.epoch, generation: told.generation }
+    }
 }
 
 /// A peer asks for a lease.

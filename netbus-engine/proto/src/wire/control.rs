@@ -8,6 +8,7 @@ use minicbor::{Decode, Encode};
 
 use super::header::{CONTROL, DecodeError, Flags, Header};
 use crate::ids::{ChannelNumber, Epoch, Generation, Instance, PublicationId, Tag};
+use crate::sample::{MAX_SAMPLES, Sample};
 
 /// Limit of a control body in a session, in bytes.
 pub const MAX_CONTROL: u32 = 64 * 1024;
@@ -23,12 +24,6 @@ pub const MAX_TEXT: usize = 512;
 
 /// Limit of a class's device description, in bytes.
 pub const MAX_DEVICE: usize = 4096;
-
-/// Limit of the samples of content in one OPEN.
-pub const MAX_SAMPLES: usize = 32;
-
-/// Limit of the range of one sample, in bytes.
-pub const MAX_SAMPLE: u32 = 65536;
 
 /// One control message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,7 +236,7 @@ pub struct Withdraw {
 }
 
 /// Asks for a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Open {
     /// Of which publication.
@@ -256,7 +251,7 @@ pub struct Open {
 }
 
 /// The lease that goes on after a lost link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Resume {
     /// Its epoch.
@@ -265,6 +260,12 @@ pub struct Resume {
     /// The generation it was granted at.
     #[n(1)]
     pub generation: Generation,
+    /// The instance that was left.
+    #[n(2)]
+    pub instance: Option<Instance>,
+    /// What the subscriber knows of the content, at most [`MAX_SAMPLES`].
+    #[n(3)]
+    pub samples: Option<Vec<Sample>>,
 }
 
 /// A lease.
@@ -429,6 +430,10 @@ impl Control {
                     && offer.device.len() <= MAX_DEVICE
                     && offer.writer.as_ref().is_none_or(|writer| writer.len() <= MAX_TEXT)
             }
+            Self::Open(open) => {
+                let samples = open.resume.as_ref().and_then(|resume| resume.samples.as_deref()).unwrap_or_default();
+                samples.len() <= MAX_SAMPLES && samples.iter().all(|sample| sample.range().is_some())
+            }
             Self::Grant(grant) => {
                 grant.channel != ChannelNumber(0)
                     && grant.epoch != Epoch(0)
@@ -443,7 +448,6 @@ impl Control {
             | Self::PairDone
             | Self::PairStored
             | Self::Withdraw(_)
-            | Self::Open(_)
             | Self::Close(_)
             | Self::Closed => true,
         };

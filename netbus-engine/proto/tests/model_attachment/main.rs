@@ -50,7 +50,7 @@ fn schedules() -> u32 {
 /// meaningful when others are removed.
 #[derive(Clone, Debug)]
 enum Step {
-    Request { access: Access, start: u64, len: u64, bytes: usize, durable: bool },
+    Request { access: Access, start: u64, len: u64, bytes: usize, durable: bool, discards: bool },
     Bind(Offered),
     Complete { pick: usize, outcome: Outcome, epoch: Whose, luck: u64 },
     LinkLost(Whose, u64),
@@ -127,8 +127,10 @@ fn steps() -> impl Strategy<Value = Step> {
         any::<u64>(),
     );
     prop_oneof![
-        16 => (access, 0..10_u64, 1..5_u64, 0..25_usize, prop::bool::weighted(0.2))
-            .prop_map(|(access, start, len, bytes, durable)| Step::Request { access, start, len, bytes, durable }),
+        16 => (access, 0..10_u64, 1..5_u64, 0..25_usize, prop::bool::weighted(0.2), prop::bool::weighted(0.1))
+            .prop_map(|(access, start, len, bytes, durable, discards)| {
+                Step::Request { access, start, len, bytes, durable, discards }
+            }),
         6 => offered.prop_map(
             |(epoch, same_generation, same_instance, write_through, max_requests, max_bytes, luck)| {
                 Step::Bind(Offered {
@@ -177,8 +179,8 @@ impl Run {
 
     fn step(&mut self, step: Step) -> Check {
         match step {
-            Step::Request { access, start, len, bytes, durable } => {
-                self.request(access, start..start + len, bytes, durable)?;
+            Step::Request { access, start, len, bytes, durable, discards } => {
+                self.request(access, start..start + len, bytes, durable, discards)?;
             }
             Step::Bind(offered) => self.bind(offered)?,
             Step::Complete { pick, outcome, epoch, luck } => {
@@ -216,13 +218,18 @@ impl Run {
         self.poll()
     }
 
-    fn request(&mut self, access: Access, extent: Range<u64>, bytes: usize, durable: bool) -> Check {
+    fn request(&mut self, access: Access, extent: Range<u64>, bytes: usize, durable: bool, discards: bool) -> Check {
+        let length = usize::try_from(extent.end - extent.start).unwrap();
         let extent = (access != Access::Flush).then_some(extent);
         let shape = Shape { access, extent, bytes };
         let request = match access {
             Access::Flush => FLUSH,
-            Access::Observe | Access::Change => {
-                Request { op: 1, args: if durable { DURABLE } else { Bytes::new() }, data: Bytes::new() }
+            Access::Observe => Request { op: 1, args: Bytes::new(), data: Bytes::new() },
+            Access::Change => {
+                let args = if durable { DURABLE } else { Bytes::new() };
+                let value = u8::try_from(self.accepted + 1).unwrap();
+                let data = if discards { Bytes::new() } else { vec![value; length].into() };
+                Request { op: 2, args, data }
             }
         };
         let room = self.reference.has_room(&shape);
@@ -239,7 +246,10 @@ impl Run {
         Ok(())
     }
 
-    fn complete(&mut self, tag: Tag, epoch: Epoch, completion: Completion, luck: u64) {
+    fn complete(&mut self, tag: Tag, epoch: Epoch, mut completion: Completion, luck: u64) {
+        if let (Ok(content), Some(cells)) = (&mut completion, self.witness.reads(tag)) {
+            *content = self.witness.medium.visible(cells).into();
+        }
         self.witness.before_completion(epoch, tag, &completion, &mut Luck(luck));
         self.attachment.handle_completion(epoch, tag, completion.clone(), self.now);
         self.reference.complete(epoch, tag, completion, self.now);
@@ -282,6 +292,7 @@ impl Run {
         if self.attachment.is_clean() {
             self.witness.clean()?;
         }
+        self.witness.are_true(self.attachment.samples())?;
         prop_assert_eq!(self.attachment.poll_timeout(), self.reference.deadline());
         let phase = match self.attachment.phase() {
             Phase::Parked { .. } => "parked",
@@ -300,7 +311,7 @@ impl Run {
         if !matches!(self.attachment.phase(), Phase::Faulted(_)) {
             prop_assert_eq!(self.attachment.pending(), 0);
             self.witness.content_is_right()?;
-            self.request(Access::Flush, 0..0, 0, false)?;
+            self.request(Access::Flush, 0..0, 0, false, false)?;
             self.poll()?;
             self.come_to_rest()?;
             prop_assert!(self.attachment.is_clean(), "not clean after a flush");
@@ -368,6 +379,11 @@ const FLUSH: Request = Request { op: 3, args: Bytes::new(), data: Bytes::new() }
 
 /// Asks that a change is on the medium before it is answered.
 const DURABLE: Bytes = Bytes::from_static(&[1]);
+
+/// Whether a change has no content of its own.
+fn discards(request: &Request) -> bool {
+    request.op == 2 && request.data.is_empty()
+}
 
 fn is_durable(request: &Request) -> bool {
     request.args == DURABLE

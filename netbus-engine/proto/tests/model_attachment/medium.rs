@@ -28,13 +28,20 @@ struct Cell {
     change: u64,
     /// A flush failed to write it, and no later flush knows of it.
     forgotten: bool,
+    /// Its content is the device's choice, each time anew.
+    free: bool,
 }
+
+/// What a free cell shows at times.
+const ANYTHING: u8 = 255;
 
 /// A change or a flush at the device.
 struct Task {
     shape: Shape,
     value: u8,
     durable: bool,
+    /// Leaves the content to the device.
+    discards: bool,
     /// Carried out before it was answered.
     done: bool,
     /// What the cache held when it came.
@@ -62,14 +69,19 @@ impl Medium {
         self.cache[cells].iter().map(|cell| cell.value).collect()
     }
 
+    /// Whether the content of some cells is the device's choice, now or after the worst.
+    pub(crate) fn is_free(&self, mut cells: Range<usize>) -> bool {
+        cells.any(|cell| self.cache[cell].free || self.durable[cell].free)
+    }
+
     /// What is there after the worst.
     pub(crate) fn durable(&self, cell: usize) -> u8 {
         self.durable[cell].value
     }
 
     /// A request arrives; a `durable` one is to be on the medium before it is answered.
-    pub(crate) fn arrives(&mut self, tag: Tag, shape: Shape, value: u8, durable: bool) {
-        self.tasks.insert(tag, Task { shape, value, durable, done: false, found: self.cache });
+    pub(crate) fn arrives(&mut self, tag: Tag, shape: Shape, value: u8, durable: bool, discards: bool) {
+        self.tasks.insert(tag, Task { shape, value, durable, discards, done: false, found: self.cache });
     }
 
     /// A request is answered as done.
@@ -119,6 +131,9 @@ impl Medium {
             if luck.heads() {
                 *durable = Cell { forgotten: false, ..*cache };
             }
+            if durable.free && luck.heads() {
+                durable.value = ANYTHING;
+            }
             *cache = *durable;
         }
     }
@@ -130,7 +145,7 @@ impl Medium {
 
     fn execute(&mut self, task: &Task) {
         self.changes += 1;
-        let cell = Cell { value: task.value, change: self.changes, forgotten: false };
+        let cell = Cell { value: task.value, change: self.changes, forgotten: false, free: task.discards };
         let cells = cells(&task.shape);
         self.cache[cells.clone()].fill(cell);
         if task.durable {

@@ -1,14 +1,16 @@
 //! Watches what goes into an attachment and what comes out, and holds it against the promises.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use netbus_proto::attachment::{Binding, Policy};
 use netbus_proto::ids::{Epoch, Tag};
 use netbus_proto::request::{Access, Completion, ErrorKind, Request, Shape};
+use netbus_proto::sample::Sample;
 use proptest::{prop_assert, prop_assert_eq};
 
 use super::medium::{CELLS, Luck, Medium, cells};
-use super::{Check, FLUSH, is_durable};
+use super::{Check, FLUSH, discards, is_durable};
 
 /// Knows the promises and nothing of how they are kept.
 pub(crate) struct Witness {
@@ -32,6 +34,8 @@ pub(crate) struct Witness {
     done: BTreeMap<Tag, Shape>,
     /// Changes that reached a device at least once.
     tried: BTreeMap<Tag, Shape>,
+    /// Those of them that leave the content to the device.
+    discards: BTreeSet<Tag>,
     /// Changes that the present instance has answered and not forgotten.
     here: BTreeSet<Tag>,
     /// The changes that were answered before each flush was sent.
@@ -58,6 +62,7 @@ impl Witness {
             values: BTreeMap::new(),
             done: BTreeMap::new(),
             tried: BTreeMap::new(),
+            discards: BTreeSet::new(),
             here: BTreeSet::new(),
             covered: BTreeMap::new(),
             own: BTreeSet::new(),
@@ -114,7 +119,11 @@ impl Witness {
             prop_assert!(!self.shape(*other).conflicts(&shape), "{} and {} are at the device together", tag, other);
         }
         let durable = is_durable(request) || binding.write_through;
-        self.medium.arrives(tag, shape, self.values.get(&tag).copied().unwrap_or(0), durable);
+        if discards(request) {
+            self.discards.insert(tag);
+        }
+        let value = self.values.get(&tag).copied().unwrap_or(0);
+        self.medium.arrives(tag, shape, value, durable, discards(request));
         self.in_flight.insert(tag);
         let bytes = self.in_flight.iter().map(|tag| self.shape(*tag).bytes).sum::<usize>();
         let (requests, alone) = (self.in_flight.len(), self.in_flight.len() == 1);
@@ -156,7 +165,17 @@ impl Witness {
         for (cell, shown) in self.medium.visible(0..CELLS).into_iter().enumerate() {
             let last = self.last_done(cell, |_| true);
             let tried = self.tried.iter().filter(|(tag, shape)| Some(**tag) > last && cells(shape).contains(&cell));
-            let mut may = tried.map(|(tag, _)| *tag).chain(last).map(|tag| self.values[&tag]).collect::<BTreeSet<_>>();
+            let tried = tried.collect::<Vec<_>>();
+            let any = tried.iter().map(|(tag, _)| **tag).chain(last).any(|tag| self.discards.contains(&tag));
+            if any {
+                continue;
+            }
+            let mut may = tried
+                .into_iter()
+                .map(|(tag, _)| *tag)
+                .chain(last)
+                .map(|tag| self.values[&tag])
+                .collect::<BTreeSet<_>>();
             if last.is_none() {
                 may.insert(0);
             }
@@ -168,7 +187,7 @@ impl Witness {
     /// What these changes wrote is on the medium, or something newer is.
     fn are_durable(&self, which: impl Fn(&Tag) -> bool) -> Check {
         for cell in 0..CELLS {
-            if let Some(last) = self.last_done(cell, &which) {
+            if let Some(last) = self.last_done(cell, &which).filter(|last| !self.discards.contains(last)) {
                 let is = self.medium.durable(cell);
                 prop_assert!(is >= self.values[&last], "cell {} has {}, though {} is promised", cell, is, last);
             }
@@ -180,6 +199,19 @@ impl Witness {
         self.done.iter().rfind(|(tag, shape)| which(tag) && cells(shape).contains(&cell)).map(|(tag, _)| *tag)
     }
 
+    /// What the attachment knows of the device is true of any device that keeps its promises, whatever comes next.
+    pub(crate) fn are_true(&self, samples: &[Sample]) -> Check {
+        for sample in samples {
+            let range = sample.range().unwrap();
+            let cells = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+            let worst = cells.clone().map(|cell| self.medium.durable(cell)).collect::<Vec<_>>();
+            prop_assert!(sample.matches(&self.medium.visible(cells.clone())), "{:?} is not what is shown", sample);
+            prop_assert!(sample.matches(&worst), "{:?} is not durable", sample);
+            prop_assert!(!self.medium.is_free(cells), "{:?} may change by itself", sample);
+        }
+        Ok(())
+    }
+
     /// The attachment says that nothing is at risk.
     pub(crate) fn clean(&self) -> Check {
         self.are_durable(|_| true)
@@ -188,6 +220,12 @@ impl Witness {
     fn shape(&self, tag: Tag) -> Shape {
         let known = self.open.get(&tag).or_else(|| self.done.get(&tag));
         known.cloned().unwrap_or(Shape { access: Access::Flush, extent: None, bytes: 0 })
+    }
+
+    /// What a request at the device reads.
+    pub(crate) fn reads(&self, tag: Tag) -> Option<Range<usize>> {
+        let shape = self.open.get(&tag).filter(|shape| shape.access == Access::Observe)?;
+        self.in_flight.contains(&tag).then(|| cells(shape))
     }
 
     pub(crate) fn in_flight(&self) -> impl Iterator<Item = Tag> + use<> {

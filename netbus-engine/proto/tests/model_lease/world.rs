@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use netbus_proto::ids::{Epoch, Fingerprint, Generation};
+use netbus_proto::lease::Resume;
 use netbus_proto::lease::{Effect, LeaseDesk, OpenCall, SessionId, Stored, UnixSeconds};
-use netbus_proto::wire::control::Resume;
 use proptest::{prop_assert, prop_assert_eq};
 
 use super::witness::Witness;

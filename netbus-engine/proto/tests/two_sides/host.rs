@@ -7,10 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use netbus_proto::class::block::{self, ARGS_LEN, BlockRequest};
 use netbus_proto::ids::{ChannelNumber, Epoch, Generation, Instance, Tag};
-use netbus_proto::lease::{Effect, LeaseDesk, OpenCall, SessionId, Stored, UnixSeconds};
+use netbus_proto::lease::{Effect, LeaseDesk, OpenCall, Resume, SessionId, Stored, UnixSeconds};
 use netbus_proto::request::{Access, Completion, DeviceError, ErrorKind, Request};
 use netbus_proto::session::{Event, Role, Session, Setup};
-use netbus_proto::wire::control::{Control, Grant, Reason, Refusal, Resume, Revoked};
+use netbus_proto::wire::control::{Control, Grant, Reason, Refusal, Revoked};
 use netbus_proto::wire::header::CONTROL;
 use netbus_proto::wire::{Flags, Header};
 
@@ -351,9 +351,10 @@ impl Host {
         match event {
             Event::Opened { .. } => {}
             Event::Message(tag, Control::Open(open)) => {
-                self.opens.push_back((id, tag, open.resume));
+                let resume = open.resume.as_ref().map(Resume::from);
+                self.opens.push_back((id, tag, resume));
                 let peer = fingerprint(self.sessions[&id].peer);
-                let call = OpenCall { session: id, peer, write: open.write, resume: open.resume, at: UnixSeconds(0) };
+                let call = OpenCall { session: id, peer, write: open.write, resume, at: UnixSeconds(0) };
                 self.desk.handle_open(call, net.now);
             }
             Event::Message(tag, Control::Close(close)) => {

@@ -146,7 +146,7 @@ impl Subscriber {
 
     /// Asks for a lease if it has none.
     pub(crate) fn open(&mut self, net: &mut Net, host: &mut Host) {
-        let resume = self.lease;
+        let resume = self.lease.clone();
         let open = Control::Open(Open { publication: PublicationId([7; 16]), write: self.write, resume });
         if let Some(seat) = &mut self.seat
             && seat.opened
@@ -276,7 +276,7 @@ impl Subscriber {
 
     fn granted(&mut self, net: &mut Net, host: &mut Host, grant: &Grant) {
         let resumed = self.lease.is_some();
-        self.lease = Some(Resume { epoch: grant.epoch, generation: grant.generation });
+        self.lease = Some(Resume { epoch: grant.epoch, generation: grant.generation, instance: None, samples: None });
         let binding = Binding {
             epoch: grant.epoch,
             generation: grant.generation,
@@ -307,7 +307,7 @@ impl Subscriber {
 
     fn refused(&mut self, net: &mut Net, host: &mut Host, reason: Reason) {
         if reason == Reason::LeaseLost
-            && let Some(own) = self.lease
+            && let Some(own) = &self.lease
         {
             let overtaken = !self.write && host.last_new_writer.is_some_and(|(_, epoch)| epoch > own.epoch);
             // A writer that came and went while its grant was being stored has raised the generation as well.
@@ -373,7 +373,7 @@ impl Subscriber {
             && matches!(self.attachment.phase(), Phase::Parked { .. })
         {
             net.note("a device opened anew after a failed flush");
-            let open = Open { publication: PublicationId([7; 16]), write: self.write, resume: self.lease };
+            let open = Open { publication: PublicationId([7; 16]), write: self.write, resume: self.lease.clone() };
             seat.channel = None;
             seat.question = seat.session.send_request(&Control::Open(open));
         }

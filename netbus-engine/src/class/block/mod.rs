@@ -11,6 +11,7 @@ mod local;
 mod scan;
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -105,6 +106,11 @@ impl DeviceClass for BlockClass {
         }
         let text = format!("The host answered with {} bytes where {expected} were asked for", answer.len());
         Err(DeviceError::new(ErrorKind::Io, text))
+    }
+
+    fn read(&self, extent: Range<u64>) -> Option<Request> {
+        let length = extent.end.checked_sub(extent.start).and_then(|length| u32::try_from(length).ok())?;
+        Some(BlockRequest::Read { offset: extent.start, length }.into_request())
     }
 
     fn flush(&self) -> Option<Request> {

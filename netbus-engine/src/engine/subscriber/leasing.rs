@@ -44,7 +44,20 @@ impl Subscriber {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
         };
-        let resume = subscription.lease.map(|lease| Resume { epoch: lease.epoch, generation: lease.generation });
+        let status = subscription.attachment.as_ref().map(Attachment::status);
+        if status.as_ref().is_some_and(|status| status.phase.binding().is_some()) {
+            // It has not let go of the last backend yet, and only then knows what it has left.
+            let why = "The last link is being closed".to_owned();
+            subscription.state = State::Waiting { why, retry: Some(Instant::now()) };
+            return;
+        }
+        let (instance, samples) =
+            status.and_then(|status| status.left).map(|left| (left.instance, left.samples)).unzip();
+        let samples = samples.filter(|samples| !samples.is_empty());
+        let resume = subscription.lease.map(|lease| {
+            let Lease { epoch, generation } = lease;
+            Resume { epoch, generation, instance, samples }
+        });
         let request = Open { publication: key.1, write: !subscription.stored.read_only, resume };
         subscription.state = State::Opening { session: session.id };
         self.ask(key, Question::Open, session, Control::Open(request));
