@@ -4,6 +4,7 @@
 
 mod daemon;
 mod discovery;
+mod durability;
 mod hostile;
 mod images;
 mod leases;
