@@ -11,6 +11,12 @@ use serde_json::Value;
 
 use crate::{run, wait_for};
 
+/// The id that the kernel draws at each boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// A new id at each reading.
+const UUID: &str = "/proc/sys/kernel/random/uuid";
+
 /// Whose daemon a host runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Account {
@@ -161,12 +167,46 @@ impl Host {
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
-    /// Runs a script as root in this host's namespace, as its administrator would, and gives what it printed.
+    /// Runs a script as root in this host's namespaces, as its administrator would, and gives what it printed.
     ///
     /// # Errors
     /// When it fails.
     pub fn administer(&self, script: &str) -> anyhow::Result<String> {
-        run("nsenter", &[&format!("--net={}", self.namespace_path()?), "sh", "-ec", script])
+        let mounts = self.mounts.as_ref().map(Mounts::option);
+        let net = format!("--net={}", self.namespace_path()?);
+        let args: Vec<&str> =
+            [net.as_str()].into_iter().chain(mounts.as_deref()).chain(["sh", "-ec", script]).collect();
+        run("nsenter", &args)
+    }
+
+    /// Gives this host, whose daemon is root's, mounts and a boot of its own, for its next daemon.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn boot_alone(&mut self) -> anyhow::Result<()> {
+        self.mounts = Some(Mounts::with_boot_id(&self.folder)?);
+        Ok(())
+    }
+
+    /// Lets this host, which boots alone, look as if it had started anew.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn boot_again(&self) -> anyhow::Result<()> {
+        ensure!(self.mounts.is_some(), "{} shares its boot with the machine", self.name);
+        self.administer(&format!("cat {UUID} > {BOOT_ID}")).map(drop)
+    }
+
+    /// Where this process finds a file that the host has at `path`.
+    #[must_use]
+    pub fn path_of(&self, path: &Path) -> PathBuf {
+        match &self.mounts {
+            Some(mounts) => {
+                let root = PathBuf::from(format!("/proc/{}/root", mounts.keeper.id()));
+                root.join(path.strip_prefix("/").unwrap_or(path))
+            }
+            None => path.to_owned(),
+        }
     }
 
     /// Does something on a thread of this process that has entered this host's namespace: its sockets are there.
@@ -174,14 +214,8 @@ impl Host {
     /// # Errors
     /// When the namespace cannot be entered, and those of `what`.
     pub fn inside<T: Send>(&self, what: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-        let namespace = File::open(self.namespace_path()?)?;
-        let enter_and_do = || {
-            use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            what()
-        };
-        let result = std::thread::scope(|scope| scope.spawn(enter_and_do).join());
-        result.map_err(|_| anyhow::anyhow!("The thread in the namespace panicked"))?
+        let namespace = self.namespace.as_ref().with_context(|| format!("{} is not on a LAN", self.name))?;
+        inside(namespace, what)
     }
 
     /// Asks the daemon to stop, as a service manager does, and waits for its end.
@@ -359,7 +393,7 @@ impl Host {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{namespace}"));
         if let Some(mounts) = &self.mounts {
-            command.arg(format!("--mount=/proc/{}/ns/mnt", mounts.keeper.id()));
+            command.arg(mounts.option());
         }
         if let Some(user) = &self.user {
             command.args(["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]);
@@ -369,7 +403,7 @@ impl Host {
 
     fn namespace_path(&self) -> anyhow::Result<String> {
         let namespace = self.namespace.as_ref().with_context(|| format!("{} is not on a LAN", self.name))?;
-        Ok(format!("/run/netns/{namespace}"))
+        Ok(namespace_path(namespace))
     }
 
     /// The number of this host's port at the bridge.
@@ -412,6 +446,17 @@ impl Mounts {
         Self::new(folder, change)
     }
 
+    /// Mounts like the machine's, but for the id of its boot.
+    fn with_boot_id(folder: &Path) -> anyhow::Result<Self> {
+        let change = format!("cat {UUID} > \"$0/boot\" && mount --bind \"$0/boot\" {BOOT_ID} && umount -l \"$0\"");
+        Self::new(folder, &change)
+    }
+
+    /// What makes `nsenter` enter them.
+    fn option(&self) -> String {
+        format!("--mount=/proc/{}/ns/mnt", self.keeper.id())
+    }
+
     /// Mounts that a shell script changes, which finds an empty file system at its `$0`.
     fn new(folder: &Path, change: &str) -> anyhow::Result<Self> {
         let devices = folder.join("devices");
@@ -437,6 +482,22 @@ impl Drop for Mounts {
         drop(self.keeper.kill());
         drop(self.keeper.wait());
     }
+}
+
+/// Does something on a thread of this process that has entered the network namespace of this name.
+pub(crate) fn inside<T: Send>(namespace: &str, what: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    let namespace = File::open(namespace_path(namespace))?;
+    let enter_and_do = || {
+        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        what()
+    };
+    let result = std::thread::scope(|scope| scope.spawn(enter_and_do).join());
+    result.map_err(|_| anyhow::anyhow!("The thread in the namespace panicked"))?
+}
+
+fn namespace_path(namespace: &str) -> String {
+    format!("/run/netns/{namespace}")
 }
 
 /// Whether an ordinary user may open `/dev/fuse`, as they may not in some containers.

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Context;
 use tempfile::TempDir;
 
-use crate::host::{Account, Host};
+use crate::host::{Account, Host, inside};
+use crate::relay::Relay;
 use crate::run;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -91,6 +92,23 @@ impl Lan {
         let state = if forwarded { "on" } else { "off" };
         let args = ["-n", &self.switch(), "link", "set", &port, "type", "bridge_slave", "mcast_flood", state];
         run("ip", &args).map(drop)
+    }
+
+    /// Puts a relay into a host's cable, which then decides what becomes of each frame. Once for each host.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn relay(&self, host: &Host) -> anyhow::Result<Relay> {
+        let number = host.port_number();
+        let (line, near, far) = (format!("line{number}"), format!("near{number}"), format!("far{number}"));
+        let switch = self.switch();
+        let relay = inside(&switch, || Relay::start(&near, &far))?;
+        run("ip", &["-n", &switch, "link", "add", &line, "type", "bridge", "mcast_snooping", "0"])?;
+        for (port, bridge) in [(&format!("port{number}"), line.as_str()), (&near, &line), (&far, "br0")] {
+            run("ip", &["-n", &switch, "link", "set", port, "master", bridge, "up"])?;
+        }
+        run("ip", &["-n", &switch, "link", "set", &line, "up"])?;
+        Ok(relay)
     }
 
     fn switch(&self) -> String {

@@ -5,12 +5,16 @@
 //!
 //! - [`lan`]: namespaces, the bridge, cables.
 //! - [`host`]: a daemon with its state folder, and commands to it.
+//! - [`relay`]: a cable with weather on it: delays, losses, black holes.
+//! - [`medium`]: a disk that forgets what was not flushed when its power fails, that is slow, that has bad places.
 //! - [`disk`]: images with real files, loop devices, mounts.
 //! - [`rogue`]: a peer that does not keep to the protocol.
 
 pub mod disk;
 pub mod host;
 pub mod lan;
+pub mod medium;
+pub mod relay;
 pub mod rogue;
 
 pub use host::{Account, Host};

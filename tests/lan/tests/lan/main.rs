@@ -12,5 +12,6 @@ mod load;
 mod main_job;
 mod nbd;
 mod pairing;
+mod rig;
 mod scene;
 mod startup;
