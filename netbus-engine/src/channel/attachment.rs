@@ -67,6 +67,14 @@ pub struct Status {
     pub left: Option<Left>,
 }
 
+impl Status {
+    /// Whether nothing would be lost if the attachment ended now.
+    #[must_use]
+    pub fn is_safe(&self) -> bool {
+        self.clean && self.pending == 0
+    }
+}
+
 /// What an attachment knows of a device, to know it again.
 #[derive(Clone, Debug)]
 pub struct Left {

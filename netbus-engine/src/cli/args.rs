@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use jiff::SignedDuration;
 
 use crate::config::Overrides;
 
@@ -208,11 +209,49 @@ pub(super) struct Subscribe {
     /// Where the machine is, where discovery does not reach
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(super) address: Option<String>,
+    /// How long programs wait while the machine is away before they get errors: a time such as 30s, 10m or 2h, or never
+    #[arg(long, value_name = "TIME", default_value = "never", value_parser = patience)]
+    pub(super) give_up_after: Patience,
+}
+
+/// How long to wait for a machine that is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// As long as it takes.
+    Endless,
+    /// So many seconds.
+    Seconds(u64),
+}
+
+fn patience(text: &str) -> Result<Patience, String> {
+    if text == "never" {
+        return Ok(Patience::Endless);
+    }
+    let seconds = text.parse::<SignedDuration>().ok().and_then(|time| u64::try_from(time.as_secs()).ok());
+    match seconds {
+        Some(seconds @ 1..) => Ok(Patience::Seconds(seconds)),
+        Some(0) | None => Err("expected a time of a second or more, such as 30s, 10m or 2h, or never".to_owned()),
+    }
 }
 
 fn target(text: &str) -> Result<String, String> {
     match text.split_once('/') {
         Some((peer, channel)) if !peer.is_empty() && !channel.is_empty() => Ok(text.to_owned()),
         Some(_) | None => Err("expected PEER/CHANNEL, as `netbus channels` shows it".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_given_as_people_write_them() {
+        assert_eq!(patience("never"), Ok(Patience::Endless));
+        let times = ["30s", "10m", "2h", "1h 30m"].map(patience);
+        assert_eq!(times, [30, 600, 7200, 5400].map(|seconds| Ok(Patience::Seconds(seconds))));
+        for wrong in ["", "0s", "-5s", "30", "1 fortnight", "200ms"] {
+            assert!(patience(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::args::{Publish, Request, Subscribe};
+use super::args::{Patience, Publish, Request, Subscribe};
 use super::failure::Failure;
 use super::screen::Screen;
 use super::units::Clock;
@@ -90,8 +90,12 @@ fn device_text(device: PathBuf) -> Result<String, Failure> {
 }
 
 fn subscription(subscribe: Subscribe) -> Call {
-    let Subscribe { target, way, read_only, address } = subscribe;
-    Call::Subscribe { target, way, read_only, address }
+    let Subscribe { target, way, read_only, address, give_up_after } = subscribe;
+    let give_up_after_seconds = match give_up_after {
+        Patience::Endless => None,
+        Patience::Seconds(seconds) => Some(seconds),
+    };
+    Call::Subscribe { target, way, read_only, address, give_up_after_seconds }
 }
 
 #[cfg(test)]

@@ -83,12 +83,16 @@ pub enum Call {
         /// Where the peer is, as `HOST[:PORT]`, where discovery does not reach.
         #[serde(default)]
         address: Option<String>,
+        /// How many seconds applications wait for a host that is away before they get errors; without it, for ever.
+        #[serde(default)]
+        give_up_after_seconds: Option<u64>,
     },
     /// Takes a node away and hands the lease back. Answer: [`Answer::Unsubscribed`].
     Unsubscribe {
         /// The channel as `HOST/CHANNEL`, or just its name where that is unambiguous.
         channel: String,
-        /// Whether applications that use it get errors from here on; without it, they are a reason to refuse.
+        /// Whether applications that use it get errors from here on, at once, and an earlier call that waits for the
+        /// host is given up; without it, they are a reason to refuse, and so are writes that are not safe yet.
         #[serde(default)]
         force: bool,
     },
@@ -329,6 +333,9 @@ pub struct Subscribed {
     pub state: SubscribedState,
     /// Whether changes are refused.
     pub read_only: bool,
+    /// How many seconds applications wait for a host that is away before they get errors; `None` is for ever.
+    #[serde(default)]
+    pub give_up_after_seconds: Option<u64>,
     /// Since when it is in this state.
     pub since: Timestamp,
     /// Why it waits or failed, in whole sentences.

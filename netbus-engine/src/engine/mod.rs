@@ -375,7 +375,7 @@ impl Engine {
                 self.next_tick = now + TICK;
                 buffers::trim();
                 self.host.handle_timeout(&self.core, now);
-                self.subscriber.handle_timeout(now, &self.peers.sessions());
+                self.subscriber.handle_timeout(&self.core, now, &self.peers.sessions());
                 self.peers.handle_timeout(&self.core, now);
                 self.go_on_subscribing();
             }

@@ -121,6 +121,9 @@ pub(super) struct StoredSubscription {
     pub way: String,
     /// Whether only to read.
     pub read_only: bool,
+    /// How long applications wait for a host that is away, in seconds; for ever without it.
+    #[serde(default)]
+    pub give_up_after: Option<u64>,
     /// Since when, in seconds since 1970.
     pub since: u64,
     /// The user has ended it, but its host could not be told yet.

@@ -10,6 +10,7 @@ use netbus_proto::wire::control::{Control, Offer, Reason};
 use super::host::Wanted;
 use super::joining::{self, JoinError, Joined};
 use super::peers::NewPeer;
+use super::subscriber::How;
 use super::{Engine, Input, Reply};
 use crate::class::OpenError;
 use crate::config::DEFAULT_PORT;
@@ -28,8 +29,7 @@ const OFFER_TIME: Duration = Duration::from_secs(2);
 pub(super) struct Subscribing {
     peer: Fingerprint,
     channel: String,
-    way: Option<String>,
-    read_only: bool,
+    how: How,
     deadline: Instant,
     progress: Progress,
     reply: Reply,
@@ -56,8 +56,9 @@ impl Engine {
                 Err(error) => reply.refuse(error),
             },
             Call::Channels => reply.succeed(Answer::Channels { channels: self.channels() }),
-            Call::Subscribe { target, way, read_only, address } => {
-                self.subscribe(target, way, read_only, address, progress.clone(), reply);
+            Call::Subscribe { target, way, read_only, address, give_up_after_seconds } => {
+                let how = How { way, read_only, give_up_after: give_up_after_seconds };
+                self.subscribe(target, how, address, progress.clone(), reply);
             }
             Call::Unsubscribe { channel, force } => match self.subscriber.find(&self.core, &channel) {
                 Ok(key) => self.subscriber.unsubscribe(&self.core, key, force, reply),
@@ -221,15 +222,7 @@ impl Engine {
         });
     }
 
-    fn subscribe(
-        &mut self,
-        target: String,
-        way: Option<String>,
-        read_only: bool,
-        address: Option<String>,
-        progress: Progress,
-        reply: Reply,
-    ) {
+    fn subscribe(&mut self, target: String, how: How, address: Option<String>, progress: Progress, reply: Reply) {
         let Some((peer_name, channel)) = target.rsplit_once('/') else {
             return reply.fail(ErrorKind::Invalid, "Name a channel as PEER/CHANNEL: `netbus channels` lists them");
         };
@@ -238,7 +231,7 @@ impl Engine {
             Err(error) => return reply.refuse(error),
         };
         let (channel, deadline) = (channel.to_owned(), Instant::now() + REACH_TIME);
-        let wanted = Subscribing { peer, channel, way, read_only, deadline, progress, reply };
+        let wanted = Subscribing { peer, channel, how, deadline, progress, reply };
         if let Some(address) = address {
             let inputs = self.core.inputs.clone();
             tokio::spawn(async move {
@@ -279,8 +272,7 @@ impl Engine {
         match (&offered[..], session) {
             ([offer], Some(session)) => {
                 wanted.progress.say(format!("Opening {name}/{}", offer.name));
-                let how = (wanted.way, wanted.read_only);
-                self.subscriber.subscribe(&self.core, (wanted.peer, offer), &session, how, wanted.reply);
+                self.subscriber.subscribe(&self.core, (wanted.peer, offer), &session, wanted.how, wanted.reply);
             }
             ([_, _, ..], _) => {
                 let text = format!("Several channels of \"{name}\" are named \"{}\"", wanted.channel);

@@ -139,7 +139,8 @@ impl Machine {
     /// Subscribes and gives the node; a disk's is an NBD socket, which every system has.
     pub(crate) async fn subscribe(&self, target: &str, read_only: bool) -> Result<String, ApiError> {
         let way = target.ends_with("/disk").then(|| "nbd".to_owned());
-        let call = Call::Subscribe { target: target.to_owned(), way, read_only, address: None };
+        let target = target.to_owned();
+        let call = Call::Subscribe { target, way, read_only, address: None, give_up_after_seconds: None };
         let answer = self.call(call).await?;
         let Answer::Node { node, .. } = answer else { panic!("expected a node, got {answer:?}") };
         Ok(node)

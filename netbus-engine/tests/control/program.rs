@@ -21,12 +21,14 @@ fn node() -> Answer {
 async fn subscribe_prints_the_node_and_nothing_else() {
     let daemon = Daemon::answering(|_| Ok(node()));
     let words = ["subscribe", "attic/music", "--as", "file", "--read-only", "--address", "10.0.0.7"];
+    let words = [&words[..], &["--give-up-after", "2m"]].concat();
     assert_eq!(daemon.netbus(&words).await, Ran::printed("/run/netbus/music.img\n"));
     let call = Call::Subscribe {
         target: "attic/music".to_owned(),
         way: Some("file".to_owned()),
         read_only: true,
         address: Some("10.0.0.7".to_owned()),
+        give_up_after_seconds: Some(120),
     };
     assert_eq!(daemon.heard(), [call]);
 }

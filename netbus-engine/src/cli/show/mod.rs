@@ -180,7 +180,9 @@ fn published_state(channel: &Published) -> String {
 }
 
 fn subscribed_state(channel: &Subscribed) -> String {
-    words([(state_word(channel.state), true), ("read-only", channel.read_only)])
+    let patience = channel.give_up_after_seconds.map(|seconds| format!("gives up after {}", duration(seconds)));
+    let patience = patience.as_deref().unwrap_or_default();
+    words([(state_word(channel.state), true), ("read-only", channel.read_only), (patience, !patience.is_empty())])
 }
 
 fn state_word(state: SubscribedState) -> &'static str {

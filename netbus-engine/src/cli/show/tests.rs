@@ -92,6 +92,7 @@ fn full_status() -> Status {
             node: Some("/run/netbus/music.img".to_owned()),
             state: SubscribedState::Waiting,
             read_only: true,
+            give_up_after_seconds: Some(90),
             since: "2026-11-19T09:42:00Z".parse().unwrap(),
             error: Some("attic is away.".to_owned()),
         }],
@@ -115,8 +116,8 @@ Published
   backup: It was unplugged.
 
 Subscribed
-  CHANNEL      NODE                   AS    STATE               SINCE
-  attic/music  /run/netbus/music.img  file  waiting, read-only  2026-11-19 10:42
+  CHANNEL      NODE                   AS    STATE                                          SINCE
+  attic/music  /run/netbus/music.img  file  waiting, read-only, gives up after 1 min 30 s  2026-11-19 10:42
   attic/music: attic is away.
 
 Peers

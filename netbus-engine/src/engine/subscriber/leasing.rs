@@ -10,8 +10,9 @@ use netbus_proto::ids::{Epoch, Fingerprint, Tag};
 use netbus_proto::wire::control::{Close, Control, Grant, Open, Reason, Refusal, Resume, Revoked};
 use tracing::info;
 
+use super::ending::unsubscribed;
 use super::subscription::{Lease, State, waiting};
-use super::{Key, Question, RETRY_AFTER, Subscriber, unsubscribed};
+use super::{Key, Question, RETRY_AFTER, Subscriber};
 use crate::backend::remote::Remote;
 use crate::channel::attachment::Attachment;
 use crate::control::api::ErrorKind as ApiErrorKind;

@@ -2,7 +2,9 @@
 //!
 //! - `subscription`: one of them and its state.
 //! - `leasing`: the talk with its host.
+//! - `ending`: how the use of a channel ends.
 
+mod ending;
 mod leasing;
 mod subscription;
 
@@ -16,13 +18,14 @@ use netbus_proto::session::End;
 use netbus_proto::wire::control::{Offer, Reason};
 use tracing::{info, warn};
 
-use self::subscription::{State, Subscription, waiting};
+pub(super) use self::ending::TakenDown;
+use self::ending::{interrupted, unsubscribed};
+use self::subscription::{State, Subscription, Work, waiting};
 use super::store::{StoredSubscription, Subscriptions};
 use super::{Core, Input, Reply, error_chain, seconds_since_1970};
-use crate::channel::attachment::{self, Attachment};
 use crate::class::PresentError;
 use crate::control::api::{Answer, ApiError, ErrorKind as ApiErrorKind, Event};
-use crate::frontend::{Frontend, Presentation, RemoveError};
+use crate::frontend::{Frontend, Presentation};
 use crate::session::{SessionHandle, SessionId};
 
 /// How long a refused OPEN that may succeed later waits before it is tried again.
@@ -40,6 +43,16 @@ pub(super) struct Subscriber {
     /// Requests on their way to a host.
     asked: HashMap<(SessionId, Tag), (Key, Question)>,
     next_token: u64,
+}
+
+/// How a channel is to be used.
+pub(super) struct How {
+    /// The way to present it; without one, the class's best.
+    pub(super) way: Option<String>,
+    /// Whether to ask for a reader's lease.
+    pub(super) read_only: bool,
+    /// How long its applications wait for a host that is away, in seconds.
+    pub(super) give_up_after: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,7 +86,7 @@ impl Subscriber {
         core: &Core,
         (host, offer): (Fingerprint, &Offer),
         session: &SessionHandle,
-        (way, read_only): (Option<String>, bool),
+        how: How,
         reply: Reply,
     ) {
         let key = (host, offer.publication);
@@ -81,7 +94,7 @@ impl Subscriber {
             let text = format!("This version of Netbus cannot use \"{}\": its kind is unknown here", offer.label);
             return reply.fail(ApiErrorKind::Unavailable, text);
         };
-        let way = way.unwrap_or_else(|| class.presentations()[0].to_owned());
+        let way = how.way.unwrap_or_else(|| class.presentations()[0].to_owned());
         if !class.presentations().contains(&way.as_str()) {
             let known = class.presentations().join(", ");
             let text = format!("\"{}\" cannot be used as {way}; use one of: {known}", offer.name);
@@ -106,7 +119,8 @@ impl Subscriber {
             label: offer.label.clone(),
             class: class.name().to_owned(),
             way,
-            read_only: read_only || offer.read_only,
+            read_only: how.read_only || offer.read_only,
+            give_up_after: how.give_up_after,
             since: seconds_since_1970(),
             ended: false,
         };
@@ -131,8 +145,20 @@ impl Subscriber {
         }
     }
 
-    /// Tries again what is due.
-    pub(super) fn handle_timeout(&mut self, now: Instant, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
+    /// Tries again what is due, and ends the waiting of applications whose time is over.
+    pub(super) fn handle_timeout(
+        &mut self,
+        core: &Core,
+        now: Instant,
+        sessions: &BTreeMap<Fingerprint, SessionHandle>,
+    ) {
+        let impatient = self.subscriptions.iter_mut().filter_map(|(key, subscription)| {
+            let seconds = subscription.stored.give_up_after.filter(|_| subscription.has_waited_enough(now))?;
+            Some((*key, seconds))
+        });
+        for (key, seconds) in impatient.collect::<Vec<_>>() {
+            self.give_up(core, key, seconds);
+        }
         let due: Vec<Key> = self
             .subscriptions
             .iter()
@@ -173,7 +199,11 @@ impl Subscriber {
             }
             subscription.tell_failure();
             if let Some(reply) = subscription.unsubscribing.take() {
-                reply.succeed(unsubscribed(core, key, subscription));
+                if subscription.work == Some(Work::TakingDown) {
+                    reply.fail(ApiErrorKind::Unavailable, interrupted(subscription, &end.text));
+                } else {
+                    reply.succeed(unsubscribed(core, key, subscription));
+                }
             }
             if let Some(reply) = subscription.subscribing.take() {
                 let text =
@@ -220,7 +250,9 @@ impl Subscriber {
             return;
         }
         match result {
-            Ok(()) if subscription.frontend.is_none() && !subscription.busy => present(core, key, subscription),
+            Ok(()) if subscription.frontend.is_none() && subscription.work.is_none() => {
+                present(core, key, subscription);
+            }
             Ok(()) => self.tell_state(core, key),
             Err(BindError::NotParked | BindError::StaleEpoch { .. }) => {}
             Err(error) => {
@@ -245,7 +277,7 @@ impl Subscriber {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
         };
-        subscription.busy = false;
+        subscription.work = None;
         match result {
             Ok(frontend) => {
                 let node = frontend.node();
@@ -281,110 +313,6 @@ impl Subscriber {
         }
     }
 
-    /// Ends the use of a channel, as the user asks.
-    pub(super) fn unsubscribe(&mut self, core: &Core, key: Key, force: bool, reply: Reply) {
-        let Some(subscription) = self.subscriptions.get_mut(&key).filter(|subscription| !subscription.stored.ended)
-        else {
-            return reply.fail(ApiErrorKind::NotFound, "That channel is not in use here");
-        };
-        if subscription.busy {
-            return reply.fail(ApiErrorKind::InUse, "The channel is being opened or closed at this moment: try again");
-        }
-        if let (State::Waiting { why, .. }, Some(attachment), false) =
-            (&subscription.state, &subscription.attachment, force)
-            && !is_safe(&attachment.status())
-        {
-            let text = format!(
-                "\"{}\" waits for its host ({why}), and writes are not safe there yet. Wait, or give them up with --force",
-                subscription.stored.channel
-            );
-            return reply.fail(ApiErrorKind::Unavailable, text);
-        }
-        subscription.busy = true;
-        let (frontend, attachment) = (subscription.frontend.take(), subscription.attachment.clone());
-        let flush = !force && !subscription.stored.read_only && matches!(subscription.state, State::Active { .. });
-        let inputs = core.inputs.clone();
-        let flush = flush.then(|| core.registry.by_name(&subscription.stored.class).and_then(|class| class.flush()));
-        subscription.unsubscribing = Some(reply);
-        tokio::spawn(async move {
-            let result = take_down(frontend, attachment, flush.flatten(), force).await;
-            // The engine is gone only when the daemon stops.
-            let _ = inputs.send(Input::TakenDown { key, result });
-        });
-    }
-
-    /// The node is gone, or stays because it is in use.
-    pub(super) fn taken_down(
-        &mut self,
-        core: &Core,
-        key: Key,
-        result: TakenDown,
-        sessions: &BTreeMap<Fingerprint, SessionHandle>,
-    ) {
-        let Some(subscription) = self.subscriptions.get_mut(&key) else {
-            return;
-        };
-        subscription.busy = false;
-        match result {
-            Ok(unsafe_because) => {
-                subscription.stored.ended = true;
-                subscription.node = None;
-                if let Some(why) = unsafe_because
-                    && let Some(reply) = subscription.unsubscribing.take()
-                {
-                    let text = format!("The node is gone, but its last writes may not have reached the disk: {why}");
-                    reply.fail(ApiErrorKind::Internal, text);
-                }
-                self.save(core);
-                let channel = core.channel_path(key.0, &self.subscriptions[&key].stored.channel);
-                core.tell(Event::Unsubscribed { channel });
-                self.hand_back(core, key, sessions);
-            }
-            Err((frontend, error)) => {
-                subscription.frontend = Some(frontend);
-                if let Some(reply) = subscription.unsubscribing.take() {
-                    reply.fail(ApiErrorKind::InUse, error_chain(&error));
-                }
-            }
-        }
-    }
-
-    /// Takes every node away and hands every lease back, within a bounded time: the daemon stops.
-    pub(super) async fn shut_down(&mut self, core: &Core) {
-        for subscription in self.subscriptions.values_mut() {
-            let (frontend, attachment) = (subscription.frontend.take(), subscription.attachment.take());
-            let active = matches!(subscription.state, State::Active { .. });
-            let flush = (active && !subscription.stored.read_only)
-                .then(|| core.registry.by_name(&subscription.stored.class).and_then(|class| class.flush()));
-            let flush = flush.flatten();
-            let gentle = take_down(frontend, attachment.clone(), flush.clone(), false);
-            match tokio::time::timeout(super::FAREWELL_TIME, gentle).await {
-                Ok(Ok(_)) => {}
-                Ok(Err((frontend, error))) => {
-                    warn!(error = error_chain(&error), "A node is in use while the daemon stops");
-                    let force = take_down(Some(frontend), attachment, flush, true);
-                    let _ = tokio::time::timeout(super::FAREWELL_TIME, force).await;
-                }
-                Err(_) => warn!("A node could not be taken away in time; its users get errors"),
-            }
-        }
-    }
-
-    /// Sends CLOSE for every lease in a session that goes on; the shutdown waits for the answers.
-    pub(super) fn close_all(&mut self, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
-        let keys: Vec<Key> = self.subscriptions.keys().copied().collect();
-        for key in keys {
-            if let Some(session) = sessions.get(&key.0) {
-                self.close(key, session);
-            }
-        }
-    }
-
-    /// Whether a CLOSE is unanswered.
-    pub(super) fn is_closing(&self) -> bool {
-        self.subscriptions.values().any(|subscription| matches!(subscription.state, State::Closing { .. }))
-    }
-
     /// The one subscription that `channel` names: `HOST/CHANNEL`, or a channel's name alone.
     pub(super) fn find(&self, core: &Core, channel: &str) -> Result<Key, ApiError> {
         let matches = |subscription: &&Subscription| {
@@ -401,42 +329,6 @@ impl Subscriber {
             (Some(_), Some(_)) => {
                 let text = format!("Several hosts' channels are named \"{channel}\": name it as HOST/CHANNEL");
                 Err(ApiError::new(ApiErrorKind::Ambiguous, text))
-            }
-        }
-    }
-
-    /// Gives the lease of an ended subscription back: now, or when its host is there again.
-    fn hand_back(&mut self, core: &Core, key: Key, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
-        let Some(subscription) = self.subscriptions.get_mut(&key) else {
-            return;
-        };
-        if let Some(attachment) = subscription.attachment.take() {
-            attachment.fault(DeviceError::new(ErrorKind::Gone, "The channel was given up"));
-        }
-        match subscription.state.clone() {
-            State::Active { session, .. } | State::Faulted { open: Some((session, _)), .. }
-                if sessions.get(&key.0).is_some_and(|handle| handle.id == session) =>
-            {
-                self.close(key, &sessions[&key.0]);
-            }
-            State::Active { .. } => {}
-            State::Waiting { .. } | State::Opening { .. } | State::Closing { .. } => {
-                if let Some(reply) = subscription.unsubscribing.take() {
-                    reply.succeed(unsubscribed(core, key, subscription));
-                }
-                if subscription.lease.is_none() {
-                    self.forget(core, key);
-                }
-            }
-            State::Faulted { text, .. } => {
-                if let Some(reply) = subscription.unsubscribing.take() {
-                    reply.succeed(unsubscribed(core, key, subscription));
-                }
-                if subscription.lease.is_none() {
-                    return self.forget(core, key);
-                }
-                // The link was lost meanwhile: the lease goes back in the next session, as from any that waits.
-                subscription.state = State::Waiting { why: text, retry: Some(Instant::now()) };
             }
         }
     }
@@ -514,7 +406,7 @@ fn present(core: &Core, key: Key, subscription: &mut Subscription) {
     let Some(attachment) = &subscription.attachment else {
         return;
     };
-    subscription.busy = true;
+    subscription.work = Some(Work::Presenting);
     let presentation = Presentation {
         host: core.slug_of(key.0),
         channel: subscription.stored.channel.clone(),
@@ -528,40 +420,4 @@ fn present(core: &Core, key: Key, subscription: &mut Subscription) {
         // The engine is gone only when the daemon stops.
         let _ = inputs.send(Input::Presented { key, result });
     });
-}
-
-/// A node that is gone, with the reason why the last writes may not be durable, or one that is in use.
-pub(super) type TakenDown = Result<Option<String>, (Box<dyn Frontend>, RemoveError)>;
-
-/// Whether nothing would be lost if an attachment ended now.
-fn is_safe(status: &attachment::Status) -> bool {
-    status.clean && status.pending == 0
-}
-
-/// Takes a node away. What applications wrote is durable at the host when this succeeds without a reason, unless forced.
-async fn take_down(
-    frontend: Option<Box<dyn Frontend>>,
-    attachment: Option<Attachment>,
-    flush: Option<netbus_proto::request::Request>,
-    force: bool,
-) -> TakenDown {
-    if force && let Some(attachment) = &attachment {
-        attachment.fault(DeviceError::new(ErrorKind::Gone, "The channel was given up"));
-    }
-    if let Some(mut frontend) = frontend
-        && let Err(error) = frontend.remove(force).await
-    {
-        return Err((frontend, error));
-    }
-    if let (Some(attachment), Some(flush)) = (attachment, flush)
-        && let Err(error) = attachment.queue().call(flush).await
-    {
-        warn!(%error, "The last flush of a channel failed");
-        return Ok(Some(error.text));
-    }
-    Ok(None)
-}
-
-fn unsubscribed(core: &Core, key: Key, subscription: &Subscription) -> Answer {
-    Answer::Unsubscribed { channel: core.channel_path(key.0, &subscription.stored.channel) }
 }

@@ -10,7 +10,7 @@
 //!   from anywhere: Faulted, when the lease is gone for good. The node stays, with errors, until `unsubscribe`.
 //! ```
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netbus_proto::attachment::Phase;
 use netbus_proto::ids::{ChannelNumber, Epoch, Generation};
@@ -34,8 +34,10 @@ pub(in crate::engine) struct Subscription {
     pub(super) frontend: Option<Box<dyn Frontend>>,
     /// Where applications find it.
     pub(in crate::engine) node: Option<String>,
-    /// Whether a frontend is being made or taken away at this moment, in a task of its own.
-    pub(super) busy: bool,
+    /// What is being done to its frontend at this moment, in a task of its own.
+    pub(super) work: Option<Work>,
+    /// Since when its node waits for the host.
+    pub(super) away_since: Option<Instant>,
     /// Since when it is in this state, in seconds since 1970.
     pub(in crate::engine) since: u64,
     /// Who waits for the node.
@@ -44,6 +46,17 @@ pub(in crate::engine) struct Subscription {
     pub(super) failed: Option<(Reply, String)>,
     /// Who waits for the end.
     pub(super) unsubscribing: Option<Reply>,
+    /// Who wants the end by force while it is being brought about gently.
+    pub(super) forcing: Option<Reply>,
+}
+
+/// What may take a while at a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// It is being made.
+    Presenting,
+    /// It is being taken away.
+    TakingDown,
 }
 
 #[derive(Clone, Copy)]
@@ -77,11 +90,13 @@ impl Subscription {
             attachment: None,
             frontend: None,
             node: None,
-            busy: false,
+            work: None,
+            away_since: None,
             since: seconds_since_1970(),
             subscribing: None,
             failed: None,
             unsubscribing: None,
+            forcing: None,
         }
     }
 
@@ -101,6 +116,7 @@ impl Subscription {
             node: self.node.clone(),
             state: self.public_state(),
             read_only: self.stored.read_only,
+            give_up_after_seconds: self.stored.give_up_after,
             since: timestamp(self.since),
             error: self.error(),
         }
@@ -124,6 +140,19 @@ impl Subscription {
             State::Faulted { text, .. } => Some(text.clone()),
             State::Opening { .. } | State::Active { .. } | State::Closing { .. } => None,
         }
+    }
+
+    /// Whether its applications have waited for the host as long as its user wants them to.
+    pub(super) fn has_waited_enough(&mut self, now: Instant) -> bool {
+        let is_away = self.node.is_some()
+            && self.work.is_none()
+            && matches!(self.state, State::Waiting { .. } | State::Opening { .. });
+        if !is_away || self.stored.ended {
+            self.away_since = None;
+            return false;
+        }
+        let waited = now.duration_since(*self.away_since.get_or_insert(now));
+        self.stored.give_up_after.is_some_and(|seconds| waited >= Duration::from_secs(seconds))
     }
 
     /// What its attachment is doing.

@@ -5,6 +5,7 @@
 mod daemon;
 mod discovery;
 mod durability;
+mod giving_up;
 mod hostile;
 mod images;
 mod leases;

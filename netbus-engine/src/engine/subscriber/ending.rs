@@ -1,0 +1,238 @@
+//! How the use of a channel ends: as the user asks, by force, because its host was away for too long, and when the
+//! daemon stops.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use netbus_proto::ids::Fingerprint;
+use netbus_proto::request::{DeviceError, ErrorKind};
+use tracing::warn;
+
+use super::subscription::{State, Subscription, Work};
+use super::{Key, Subscriber};
+use crate::channel::attachment::Attachment;
+use crate::control::api::{Answer, ErrorKind as ApiErrorKind, Event};
+use crate::engine::{Core, FAREWELL_TIME, Input, Reply, error_chain};
+use crate::frontend::{Frontend, RemoveError};
+use crate::session::SessionHandle;
+
+impl Subscriber {
+    /// Ends the use of a channel, as the user asks.
+    pub(in crate::engine) fn unsubscribe(&mut self, core: &Core, key: Key, force: bool, reply: Reply) {
+        let Some(subscription) = self.subscriptions.get_mut(&key).filter(|subscription| !subscription.stored.ended)
+        else {
+            return reply.fail(ApiErrorKind::NotFound, "That channel is not in use here");
+        };
+        if let Some(work) = subscription.work {
+            if force && work == Work::TakingDown && subscription.forcing.is_none() {
+                // Whatever that waits for gets errors now, and so it ends.
+                if let Some(attachment) = &subscription.attachment {
+                    attachment.fault(given_up());
+                }
+                subscription.forcing = Some(reply);
+                return;
+            }
+            return reply.fail(ApiErrorKind::InUse, "The channel is being opened or closed at this moment: try again");
+        }
+        if let (State::Waiting { why, .. }, Some(attachment), false) =
+            (&subscription.state, &subscription.attachment, force)
+            && !attachment.status().is_safe()
+        {
+            let text = format!(
+                "\"{}\" waits for its host ({why}), and writes are not safe there yet. Wait, or give them up with --force",
+                subscription.stored.channel
+            );
+            return reply.fail(ApiErrorKind::Unavailable, text);
+        }
+        subscription.work = Some(Work::TakingDown);
+        let (frontend, attachment) = (subscription.frontend.take(), subscription.attachment.clone());
+        let flush = !force && !subscription.stored.read_only && matches!(subscription.state, State::Active { .. });
+        let inputs = core.inputs.clone();
+        let flush = flush.then(|| core.registry.by_name(&subscription.stored.class).and_then(|class| class.flush()));
+        subscription.unsubscribing = Some(reply);
+        tokio::spawn(async move {
+            let result = take_down(frontend, attachment, flush.flatten(), force).await;
+            // The engine is gone only when the daemon stops.
+            let _ = inputs.send(Input::TakenDown { key, result });
+        });
+    }
+
+    /// The node is gone, or stays because it is in use.
+    pub(in crate::engine) fn taken_down(
+        &mut self,
+        core: &Core,
+        key: Key,
+        result: TakenDown,
+        sessions: &BTreeMap<Fingerprint, SessionHandle>,
+    ) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        subscription.work = None;
+        let forcing = subscription.forcing.take();
+        match result {
+            Ok(unsafe_because) => {
+                subscription.stored.ended = true;
+                subscription.node = None;
+                if let Some(why) = unsafe_because
+                    && let Some(reply) = subscription.unsubscribing.take()
+                {
+                    let text = format!("The node is gone, but its last writes may not have reached the disk: {why}");
+                    reply.fail(ApiErrorKind::Internal, text);
+                }
+                match forcing {
+                    Some(reply) if subscription.unsubscribing.is_some() => {
+                        reply.succeed(unsubscribed(core, key, subscription));
+                    }
+                    forcing => subscription.unsubscribing = subscription.unsubscribing.take().or(forcing),
+                }
+                self.save(core);
+                let channel = core.channel_path(key.0, &self.subscriptions[&key].stored.channel);
+                core.tell(Event::Unsubscribed { channel });
+                self.hand_back(core, key, sessions);
+            }
+            Err((frontend, error)) => {
+                subscription.frontend = Some(frontend);
+                if let Some(reply) = subscription.unsubscribing.take() {
+                    reply.fail(ApiErrorKind::InUse, error_chain(&error));
+                }
+                if let Some(reply) = forcing {
+                    self.unsubscribe(core, key, true, reply);
+                }
+            }
+        }
+    }
+
+    /// Takes every node away and hands every lease back, within a bounded time: the daemon stops.
+    pub(in crate::engine) async fn shut_down(&mut self, core: &Core) {
+        for subscription in self.subscriptions.values_mut() {
+            let (frontend, attachment) = (subscription.frontend.take(), subscription.attachment.take());
+            let active = matches!(subscription.state, State::Active { .. });
+            let flush = (active && !subscription.stored.read_only)
+                .then(|| core.registry.by_name(&subscription.stored.class).and_then(|class| class.flush()));
+            let flush = flush.flatten();
+            let gentle = take_down(frontend, attachment.clone(), flush.clone(), false);
+            match tokio::time::timeout(FAREWELL_TIME, gentle).await {
+                Ok(Ok(_)) => {}
+                Ok(Err((frontend, error))) => {
+                    warn!(error = error_chain(&error), "A node is in use while the daemon stops");
+                    let force = take_down(Some(frontend), attachment, flush, true);
+                    let _ = tokio::time::timeout(FAREWELL_TIME, force).await;
+                }
+                Err(_) => warn!("A node could not be taken away in time; its users get errors"),
+            }
+        }
+    }
+
+    /// Sends CLOSE for every lease in a session that goes on; the shutdown waits for the answers.
+    pub(in crate::engine) fn close_all(&mut self, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
+        let keys: Vec<Key> = self.subscriptions.keys().copied().collect();
+        for key in keys {
+            if let Some(session) = sessions.get(&key.0) {
+                self.close(key, session);
+            }
+        }
+    }
+
+    /// Whether a CLOSE is unanswered.
+    pub(in crate::engine) fn is_closing(&self) -> bool {
+        self.subscriptions.values().any(|subscription| matches!(subscription.state, State::Closing { .. }))
+    }
+
+    /// Gives the lease of an ended subscription back: now, or when its host is there again.
+    pub(super) fn hand_back(&mut self, core: &Core, key: Key, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        if let Some(attachment) = subscription.attachment.take() {
+            attachment.fault(given_up());
+        }
+        match subscription.state.clone() {
+            State::Active { session, .. } | State::Faulted { open: Some((session, _)), .. }
+                if sessions.get(&key.0).is_some_and(|handle| handle.id == session) =>
+            {
+                self.close(key, &sessions[&key.0]);
+            }
+            State::Active { .. } => {}
+            State::Waiting { .. } | State::Opening { .. } | State::Closing { .. } => {
+                if let Some(reply) = subscription.unsubscribing.take() {
+                    reply.succeed(unsubscribed(core, key, subscription));
+                }
+                if subscription.lease.is_none() {
+                    self.forget(core, key);
+                }
+            }
+            State::Faulted { text, .. } => {
+                if let Some(reply) = subscription.unsubscribing.take() {
+                    reply.succeed(unsubscribed(core, key, subscription));
+                }
+                if subscription.lease.is_none() {
+                    return self.forget(core, key);
+                }
+                // The link was lost meanwhile: the lease goes back in the next session, as from any that waits.
+                subscription.state = State::Waiting { why: text, retry: Some(Instant::now()) };
+            }
+        }
+    }
+
+    /// The host was away for longer than the applications are to wait: they get errors. The lease stays until the user
+    /// hands the channel back.
+    pub(super) fn give_up(&mut self, core: &Core, key: Key, seconds: u64) {
+        let Some(subscription) = self.subscriptions.get(&key) else {
+            return;
+        };
+        let is_clean = subscription.attachment.as_ref().is_none_or(|attachment| attachment.status().clean);
+        let lost = if is_clean { "" } else { "; writes that were not flushed may be lost" };
+        let channel = core.channel_path(key.0, &subscription.stored.channel);
+        let text = format!(
+            "Its host was away for {seconds} seconds, so programs that use it get errors{lost}. To use it again, run \
+             `netbus unsubscribe {channel}` and subscribe to it anew"
+        );
+        self.fault(core, key, ApiErrorKind::Unavailable, &text);
+    }
+}
+
+/// A node that is gone, with the reason why the last writes may not be durable, or one that is in use.
+pub(in crate::engine) type TakenDown = Result<Option<String>, (Box<dyn Frontend>, RemoveError)>;
+
+/// Takes a node away. What applications wrote is durable at the host when this succeeds without a reason, unless forced.
+async fn take_down(
+    frontend: Option<Box<dyn Frontend>>,
+    attachment: Option<Attachment>,
+    flush: Option<netbus_proto::request::Request>,
+    force: bool,
+) -> TakenDown {
+    if force && let Some(attachment) = &attachment {
+        attachment.fault(given_up());
+    }
+    if let Some(mut frontend) = frontend
+        && let Err(error) = frontend.remove(force).await
+    {
+        return Err((frontend, error));
+    }
+    if let (Some(attachment), Some(flush)) = (attachment, flush)
+        && let Err(error) = attachment.queue().call(flush).await
+    {
+        warn!(%error, "The last flush of a channel failed");
+        return Ok(Some(error.text));
+    }
+    Ok(None)
+}
+
+/// What applications get when their channel is given up while they wait for it.
+fn given_up() -> DeviceError {
+    DeviceError::new(ErrorKind::Gone, "The channel was given up")
+}
+
+/// What is told to who waits for an end that the lost link holds up.
+pub(super) fn interrupted(subscription: &Subscription, why: &str) -> String {
+    format!(
+        "The link was lost before the last writes to \"{0}\" were safe ({why}). \"{0}\" is handed back when its host is \
+         there again; give the writes up with --force",
+        subscription.stored.channel
+    )
+}
+
+pub(super) fn unsubscribed(core: &Core, key: Key, subscription: &Subscription) -> Answer {
+    Answer::Unsubscribed { channel: core.channel_path(key.0, &subscription.stored.channel) }
+}
