@@ -54,6 +54,12 @@ impl Directory {
         self.news.push_back(Event::Renamed { name });
     }
 
+    /// This machine has got an address.
+    pub(super) fn attached(&mut self) {
+        self.news.retain(|event| *event != Event::Attached);
+        self.news.push_back(Event::Attached);
+    }
+
     /// The full service name of a known machine.
     pub(super) fn full_name(&self, name: &str) -> Option<&str> {
         self.machines.get(name).map(|machine| machine.full_name.as_str())
@@ -119,8 +125,9 @@ mod tests {
             directory.gone("attic".to_owned());
             see(&mut directory, "attic", port);
             directory.renamed(format!("desk ({port})"));
+            directory.attached();
         }
-        assert_eq!(news(&mut directory), ["found attic 1000", "renamed desk (1000)"]);
+        assert_eq!(news(&mut directory), ["found attic 1000", "renamed desk (1000)", "attached"]);
     }
 
     #[test]
@@ -142,6 +149,7 @@ mod tests {
             news.push(match event {
                 Event::Found { name, addresses, .. } => format!("found {name} {}", addresses[0].port()),
                 Event::Lost { name } => format!("lost {name}"),
+                Event::Attached => "attached".to_owned(),
                 Event::Renamed { name } => format!("renamed {name}"),
             });
         }

@@ -88,6 +88,9 @@ pub enum Event {
         /// The name under which it was found.
         name: String,
     },
+    /// This machine has got an address, from a cable that was plugged in or another network: others that could not be
+    /// reached may be now.
+    Attached,
     /// Another machine has this one's name: this one is announced under a new one from here on.
     Renamed {
         /// The new name.
@@ -100,7 +103,7 @@ impl Event {
     fn machine(&self) -> Option<&str> {
         match self {
             Self::Found { name, .. } | Self::Lost { name } => Some(name),
-            Self::Renamed { .. } => None,
+            Self::Attached | Self::Renamed { .. } => None,
         }
     }
 }
@@ -378,7 +381,10 @@ impl Task {
                 }
             }
             DaemonEvent::IpAdd(address) => {
-                self.here.extend(Some(address).filter(|address| !address.is_loopback()));
+                if !address.is_loopback() {
+                    self.here.insert(address);
+                    self.directory.attached();
+                }
                 self.use_loopback_if_alone();
             }
             DaemonEvent::IpDel(address) => {

@@ -297,6 +297,7 @@ impl Peers {
                 self.seen.remove(&name);
                 core.tell(Event::PeerLost { peer: name });
             }
+            discovery::Event::Attached => self.links.values_mut().for_each(Link::retry_now),
             discovery::Event::Renamed { name } => {
                 let text = format!("Another machine here is named \"{}\": this one is \"{name}\" now", core.name);
                 info!(name, "This machine's name was taken");

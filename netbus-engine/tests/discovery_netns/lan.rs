@@ -179,6 +179,8 @@ pub(crate) enum Seen {
     Found(Found),
     /// It lost the other of this name.
     Lost(String),
+    /// It has got an address.
+    Attached,
     /// It has this name now.
     Renamed(String),
     /// Discovery did not start.
@@ -239,7 +241,7 @@ impl Machine<'_> {
             let last = history.iter().rev().find(|seen| match seen {
                 Seen::Found(found) => found.name == name,
                 Seen::Lost(lost) => lost == name,
-                Seen::Renamed(_) | Seen::Failed(_) | Seen::Connected(_) => false,
+                Seen::Attached | Seen::Renamed(_) | Seen::Failed(_) | Seen::Connected(_) => false,
             });
             matches!(last, Some(Seen::Found(_)))
         };
@@ -254,6 +256,11 @@ impl Machine<'_> {
     /// Whether it has ever found a machine of this name.
     pub(crate) fn has_found(&self, name: &str) -> bool {
         self.seen.iter().any(|seen| matches!(seen, Seen::Found(found) if found.name == name))
+    }
+
+    /// Whether it has ever got an address.
+    pub(crate) fn was_attached(&self) -> bool {
+        self.seen.contains(&Seen::Attached)
     }
 
     /// Whether it has ever lost a machine of this name.
@@ -365,6 +372,7 @@ fn play(part: &str) {
                     format!("found\t{name}\t{}\t{version}", addresses.join(" "))
                 }
                 Event::Lost { name } => format!("lost\t{name}"),
+                Event::Attached => "attached".to_owned(),
                 Event::Renamed { name } => format!("renamed\t{name}"),
             });
         }
@@ -396,6 +404,7 @@ fn parse(line: &str) -> Seen {
             version: version.parse().unwrap(),
         }),
         ["lost", name] => Seen::Lost(name.to_owned()),
+        ["attached"] => Seen::Attached,
         ["renamed", name] => Seen::Renamed(name.to_owned()),
         ["failed", text] => Seen::Failed(text.to_owned()),
         ["connected", answer] => Seen::Connected(answer == "true"),

@@ -106,7 +106,9 @@ fn discovery_starts_without_a_network_and_works_when_one_comes_up() {
     let mut desk = b.start("desk", 2);
     b.wait_until_alone(&mut desk);
 
+    assert!(!desk.was_attached());
     b.push_cable();
+    desk.wait_until(lan::GENEROUS, |seen| seen == &Seen::Attached);
     desk.wait_for("attic");
     let found = attic.wait_for("desk");
     assert!(found.addresses.iter().all(|address| !address.ip().is_loopback()), "{found:?}");
