@@ -253,6 +253,7 @@ impl Host {
             to: wanted.to,
             lease: StoredLease::default(),
             stamp: None,
+            failed_flushes: 0,
         };
         let class = core
             .registry
@@ -338,7 +339,9 @@ impl Host {
     /// Flushes everything and tells the peers that the daemon stops.
     pub(super) async fn farewell(&mut self, core: &Core) {
         for publication in self.publications.values_mut() {
-            publication.farewell().await;
+            if publication.farewell().await.is_err() {
+                publication.flush_failed(core);
+            }
             publication.take_stamp(core);
         }
         for session in self.sessions.values() {

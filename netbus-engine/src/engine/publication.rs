@@ -11,8 +11,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use netbus_proto::attachment::Binding;
-use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, Generation, PublicationId, Tag};
+use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, Generation, Instance, PublicationId, Tag};
 use netbus_proto::lease::{self, Effect, LeaseDesk, Leased, OpenCall};
+use netbus_proto::request::DeviceError;
 use netbus_proto::wire::control::{Control, Grant, Offer, Open, Reason, Refusal, Resume, Revoked};
 use tracing::{info, warn};
 
@@ -243,6 +244,7 @@ impl Publication {
             if let Device::Open { opened, .. } = &self.device {
                 self.device = Device::Failed { opened: Arc::clone(opened) };
             }
+            self.flush_failed(core);
         }
         self.desk.handle_fenced(epoch, Instant::now());
         self.advance(core, sessions);
@@ -256,8 +258,22 @@ impl Publication {
         }
     }
 
+    /// Remembers that the device has begun another life, in which something that was answered may be lost.
+    pub(super) fn flush_failed(&mut self, core: &Core) {
+        self.stored.failed_flushes += 1;
+        core.store_publication(&self.stored);
+    }
+
+    /// The life that the opened device is in, as peers are told of it.
+    fn instance(&self, opened: &OpenedDevice) -> Instance {
+        let failed = self.stored.failed_flushes.to_be_bytes();
+        let mut instance = opened.instance;
+        instance.0.iter_mut().zip(failed).for_each(|(byte, failed)| *byte ^= failed);
+        instance
+    }
+
     /// Makes everything answered durable and ends all exports: the daemon stops. Leases stay.
-    pub(super) fn farewell(&mut self) -> impl Future<Output = ()> + use<> {
+    pub(super) fn farewell(&mut self) -> impl Future<Output = Result<(), DeviceError>> + use<> {
         let exports: Vec<_> = self.exports.drain().map(|(_, open)| open.export).collect();
         let device = match std::mem::replace(&mut self.device, Device::Closed) {
             Device::Open { opened, .. } | Device::Failed { opened } => Some(opened),
@@ -267,11 +283,14 @@ impl Publication {
             for export in exports {
                 export.fence().await;
             }
-            if let Some(device) = device
-                && let Err(error) = device.backend.quiesce().await
-            {
+            let Some(device) = device else {
+                return Ok(());
+            };
+            let flushed = device.backend.quiesce().await;
+            if let Err(error) = &flushed {
                 warn!(%error, "The last flush of a published device failed");
             }
+            flushed
         }
     }
 
@@ -393,13 +412,14 @@ impl Publication {
         let (Device::Open { opened, .. }, Some(session)) = (&self.device, sessions.get(&grant.session)) else {
             return;
         };
+        let instance = self.instance(opened);
         let policy = self.class.policy();
         let read_only = !grant.write;
         let attachment = Attachment::start(Arc::clone(&self.class), opened.device.clone(), read_only, None);
         let binding = Binding {
             epoch: grant.epoch,
             generation: grant.generation,
-            instance: opened.instance,
+            instance,
             write_through: opened.write_through,
             max_requests: policy.max_requests,
             max_bytes: policy.max_bytes,
@@ -415,7 +435,7 @@ impl Publication {
             channel,
             epoch: grant.epoch,
             generation: grant.generation,
-            instance: opened.instance,
+            instance,
             write_through: opened.write_through,
             read_only,
             max_requests: u32::try_from(policy.max_requests).unwrap_or(u32::MAX),

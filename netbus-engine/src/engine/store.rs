@@ -43,6 +43,10 @@ pub(super) struct StoredPublication {
     /// What the content looked like when the last lease on it ended in good order.
     #[serde(default)]
     pub stamp: Option<Stamp>,
+    /// Flushes that failed at the end of a lease or of the daemon: each has begun another life of the device, which a
+    /// later life of the daemon could not tell from the one before.
+    #[serde(default)]
+    pub failed_flushes: u64,
 }
 
 /// The lease desk's durable part.

@@ -55,6 +55,14 @@ impl SlateClass {
         self.lock().begin_anew();
     }
 
+    /// The process that saw a flush fail has ended: what the flush did not write is forgotten, and nobody knows.
+    pub(crate) fn forget_failure(&self) {
+        let mut device = self.lock();
+        assert!(device.failed, "no flush has failed");
+        device.failed = false;
+        device.cache = device.medium.clone();
+    }
+
     pub(crate) fn fail_flushes(&self, number: usize) {
         self.lock().flushes_to_fail = number;
     }

@@ -31,7 +31,8 @@ impl Publication {
         let Device::Open { opened, .. } = &self.device else {
             return;
         };
-        let is_other = |resume: &&Resume| resume.instance.is_some_and(|left| left != opened.instance);
+        let instance = self.instance(opened);
+        let is_other = |resume: &&Resume| resume.instance.is_some_and(|left| left != instance);
         let samples = grant.resume.as_ref().filter(is_other).and_then(|resume| resume.samples.clone());
         let Some(samples) = samples.filter(|samples| !samples.is_empty()) else {
             return self.give(core, sessions, grant);
