@@ -406,9 +406,7 @@ impl Attachment {
 
     /// A change of the frontend was answered without an error.
     fn changed(&mut self, tag: Tag, request: Pending, write_through: bool) {
-        if !self.log.is_kept() {
-            self.evidence.end();
-        } else if !determines(&request.request, &request.shape) {
+        if self.log.is_kept() && !determines(&request.request, &request.shape) {
             self.evidence.doubt(tag, &request.shape, None);
         }
         if let Some(durable) = self.log.answered(tag, request, write_through) {
@@ -418,11 +416,8 @@ impl Attachment {
 
     /// A request of the frontend is answered with an error. A change may have been made all the same.
     fn gave_up(&mut self, tag: Tag, request: &Pending) {
-        if request.shape.access != Access::Change {
+        if request.shape.access != Access::Change || !self.log.is_kept() {
             return;
-        }
-        if !self.log.is_kept() {
-            return self.evidence.end();
         }
         let until = determines(&request.request, &request.shape).then(|| self.log.next_number());
         // What comes after a failed flush is not covered by a flush that comes later.
@@ -432,7 +427,8 @@ impl Attachment {
     /// Takes a sample of what was read, or was written and is durable, if one is due and nothing else may be shown
     /// there: no change `since`, nor one that is pending, in the log or in doubt.
     fn sample(&mut self, tag: Tag, shape: &Shape, content: &[u8], since: &[(Tag, log::Entry)]) {
-        let Some(extent) = content_of(shape, content) else {
+        // Without a log it is not known what is durable; and a host's own attachment has nobody to tell.
+        let Some(extent) = content_of(shape, content).filter(|_| self.log.is_kept()) else {
             return;
         };
         if self.evidence.is_due()

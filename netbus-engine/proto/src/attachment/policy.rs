@@ -15,8 +15,8 @@ pub struct Policy {
     pub max_requests: usize,
     /// Payload bytes that may be pending. A single request may exceed it.
     pub max_bytes: usize,
-    /// How answered changes are kept until they are durable; `None` keeps none, and a new instance of the device faults
-    /// the attachment if it may have lost one.
+    /// How answered changes are kept until they are durable; `None` keeps none and takes no samples, and a new instance
+    /// of the device faults the attachment if it may have lost a change.
     pub log: Option<LogPolicy>,
 }
 

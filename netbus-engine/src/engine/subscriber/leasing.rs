@@ -101,8 +101,8 @@ impl Subscriber {
         let read_only = subscription.stored.read_only || grant.read_only;
         subscription.stored.read_only = read_only;
         let attachment = subscription.attachment.get_or_insert_with(|| {
-            let flush = if read_only { None } else { class.flush() };
-            Attachment::start(class, device.clone(), read_only, flush.map(LogPolicy::new))
+            let log = class.flush().map(LogPolicy::new);
+            Attachment::start(class, device.clone(), read_only, log)
         });
         let binding = Binding {
             epoch: grant.epoch,
