@@ -8,7 +8,7 @@ use bytes::Bytes;
 use netbus_proto::attachment::{Binding, LogPolicy, Phase};
 use netbus_proto::ids::{Epoch, Fingerprint, Tag};
 use netbus_proto::wire::control::{Close, Control, Grant, Open, Reason, Refusal, Resume, Revoked};
-use tracing::info;
+use tracing::debug;
 
 use super::ending::unsubscribed;
 use super::subscription::{Lease, State, waiting};
@@ -159,7 +159,8 @@ impl Subscriber {
             subscription.state = State::Waiting { why, retry: Some(now + RETRY_AFTER) };
             return self.tell_state(core, key);
         };
-        info!("A device failed and is opened anew");
+        // Or its host is stopping, and the end of the session has not come yet.
+        debug!("A channel's backend was left: asking for it again");
         self.open(key, session);
     }
 
