@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
-use crate::run;
+use crate::{run, wait_for};
 
 /// A folder of files with known content.
 pub struct Files {
@@ -99,6 +99,10 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         drop(run("losetup", &["--detach", &self.device]));
+        // While somebody else looks at the device, its detaching waits for that.
+        let name = self.device.trim_start_matches("/dev/");
+        let backing = Path::new("/sys/block").join(name).join("loop/backing_file");
+        drop(wait_for("the loop device is free", || Ok((!backing.exists()).then_some(()))));
     }
 }
 
