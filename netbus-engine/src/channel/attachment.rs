@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -90,13 +90,20 @@ pub struct NoRoom;
 
 impl Attachment {
     /// Starts an attachment that has no backend yet. `log` is for a subscriber's, whose device may come back without what
-    /// it has answered. Must be called within a tokio runtime.
+    /// it has answered. It waits without a backend for `patience`, or as its class wants. Must be called within a tokio
+    /// runtime.
     #[must_use]
-    pub fn start(class: Arc<dyn DeviceClass>, device: Bytes, read_only: bool, log: Option<LogPolicy>) -> Self {
+    pub fn start(
+        class: Arc<dyn DeviceClass>,
+        device: Bytes,
+        read_only: bool,
+        log: Option<LogPolicy>,
+        patience: Option<Duration>,
+    ) -> Self {
         let policy = class.policy();
         let limits = Policy {
             replay: policy.replay,
-            park_for: policy.park_for,
+            park_for: patience.or(policy.park_for),
             max_requests: policy.max_requests,
             max_bytes: policy.max_bytes,
             log,

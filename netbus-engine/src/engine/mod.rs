@@ -126,10 +126,9 @@ pub(crate) enum Input {
         epoch: Epoch,
         result: Result<(), BindError>,
     },
-    /// An attachment has left the backend of this epoch by itself, or failed.
+    /// An attachment has let go of its backend, or failed.
     Left {
         key: Key,
-        epoch: Epoch,
     },
     Presented {
         key: Key,
@@ -375,7 +374,7 @@ impl Engine {
                 self.next_tick = now + TICK;
                 buffers::trim();
                 self.host.handle_timeout(&self.core, now);
-                self.subscriber.handle_timeout(&self.core, now, &self.peers.sessions());
+                self.subscriber.handle_timeout(now, &self.peers.sessions());
                 self.peers.handle_timeout(&self.core, now);
                 self.go_on_subscribing();
             }
@@ -404,7 +403,7 @@ impl Engine {
             }
             Input::Joined { result, reply } => self.joined(result, reply),
             Input::Bound { key, epoch, result } => self.subscriber.bound(&self.core, key, epoch, result),
-            Input::Left { key, epoch } => self.subscriber.left(&self.core, key, epoch, &self.peers.sessions()),
+            Input::Left { key } => self.subscriber.left(&self.core, key, &self.peers.sessions()),
             Input::Presented { key, result } => {
                 self.subscriber.presented(&self.core, key, result, &self.peers.sessions());
             }

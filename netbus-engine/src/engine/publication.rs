@@ -415,7 +415,7 @@ impl Publication {
         let instance = self.instance(opened);
         let policy = self.class.policy();
         let read_only = !grant.write;
-        let attachment = Attachment::start(Arc::clone(&self.class), opened.device.clone(), read_only, None);
+        let attachment = Attachment::start(Arc::clone(&self.class), opened.device.clone(), read_only, None, None);
         let binding = Binding {
             epoch: grant.epoch,
             generation: grant.generation,

@@ -177,15 +177,19 @@ impl Subscriber {
 
     /// The host was away for longer than the applications are to wait: they get errors. The lease stays until the user
     /// hands the channel back.
-    pub(super) fn give_up(&mut self, core: &Core, key: Key, seconds: u64) {
+    pub(super) fn give_up(&mut self, core: &Core, key: Key) {
         let Some(subscription) = self.subscriptions.get(&key) else {
             return;
+        };
+        let away = match subscription.stored.give_up_after {
+            Some(seconds) => format!("for {seconds} seconds"),
+            None => "for too long".to_owned(),
         };
         let is_clean = subscription.attachment.as_ref().is_none_or(|attachment| attachment.status().clean);
         let lost = if is_clean { "" } else { "; writes that were not flushed may be lost" };
         let channel = core.channel_path(key.0, &subscription.stored.channel);
         let text = format!(
-            "Its host was away for {seconds} seconds, so programs that use it get errors{lost}. To use it again, run \
+            "Its host was away {away}, so programs that use it get errors{lost}. To use it again, run \
              `netbus unsubscribe {channel}` and subscribe to it anew"
         );
         self.fault(core, key, ApiErrorKind::Unavailable, &text);

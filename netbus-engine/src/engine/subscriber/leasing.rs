@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netbus_proto::attachment::{Binding, LogPolicy, Phase};
-use netbus_proto::ids::{Epoch, Fingerprint, Tag};
+use netbus_proto::ids::{Fingerprint, Tag};
 use netbus_proto::wire::control::{Close, Control, Grant, Open, Reason, Refusal, Resume, Revoked};
+use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
 use super::ending::unsubscribed;
-use super::subscription::{Lease, State, waiting};
+use super::subscription::{Lease, State, Work, waiting};
 use super::{Key, Question, RETRY_AFTER, Subscriber};
 use crate::backend::remote::Remote;
 use crate::channel::attachment::Attachment;
@@ -102,7 +103,10 @@ impl Subscriber {
         subscription.stored.read_only = read_only;
         let attachment = subscription.attachment.get_or_insert_with(|| {
             let log = class.flush().map(LogPolicy::new);
-            Attachment::start(class, device.clone(), read_only, log)
+            let patience = subscription.stored.give_up_after.map(Duration::from_secs);
+            let attachment = Attachment::start(class, device.clone(), read_only, log, patience);
+            tokio::spawn(watch(attachment.phases(), key, core.inputs.clone()));
+            attachment
         });
         let binding = Binding {
             epoch: grant.epoch,
@@ -112,43 +116,34 @@ impl Subscriber {
             max_requests: grant.max_requests as usize,
             max_bytes: grant.max_bytes as usize,
         };
-        let (mut phases, inputs, epoch) = (attachment.phases(), core.inputs.clone(), grant.epoch);
         let result = attachment.bind(binding, device, remote);
-        let bound = result.is_ok();
         // As an input of its own, since it may fault what is just being handled. The engine is gone only when the daemon
         // stops.
-        let _ = inputs.send(Input::Bound { key, epoch, result });
-        if bound {
-            tokio::spawn(async move {
-                let has_left = |phase: &Phase| phase.binding().is_none_or(|binding| binding.epoch != epoch);
-                if phases.wait_for(has_left).await.is_ok() {
-                    // As above.
-                    let _ = inputs.send(Input::Left { key, epoch });
-                }
-            });
-        }
+        let _ = core.inputs.send(Input::Bound { key, epoch: grant.epoch, result });
     }
 
-    /// The attachment has let go of the backend of this epoch. If that was not for the end of its session, the device
-    /// must be opened anew: a flush has failed.
-    pub(in crate::engine) fn left(
-        &mut self,
-        core: &Core,
-        key: Key,
-        epoch: Epoch,
-        sessions: &BTreeMap<Fingerprint, SessionHandle>,
-    ) {
+    /// An attachment has let go of its backend, or has failed. If that was not for the end of its session, the device
+    /// must be opened anew, since a flush has failed; or the host was away for longer than the applications are to wait.
+    pub(in crate::engine) fn left(&mut self, core: &Core, key: Key, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
         };
-        let active = matches!(subscription.state, State::Active { epoch: active, .. } if active == epoch);
-        if !active || subscription.stored.ended || subscription.unsubscribing.is_some() {
-            return;
-        }
+        let is_ending = subscription.stored.ended
+            || subscription.unsubscribing.is_some()
+            || subscription.work == Some(Work::TakingDown);
+        let is_active = match subscription.state {
+            State::Active { .. } => true,
+            State::Waiting { .. } | State::Opening { .. } => false,
+            State::Closing { .. } | State::Faulted { .. } => return,
+        };
         match subscription.phase() {
-            Some(Phase::Parked { .. }) => {}
-            Some(Phase::Faulted(error)) => return self.fault(core, key, ApiErrorKind::Refused, &error.text),
-            Some(Phase::Active(_) | Phase::Draining(_)) | None => return,
+            _ if is_ending => return,
+            Some(Phase::Faulted(error)) if is_active => {
+                return self.fault(core, key, ApiErrorKind::Refused, &error.text);
+            }
+            Some(Phase::Faulted(_)) => return self.give_up(core, key),
+            Some(Phase::Parked { .. }) if is_active => {}
+            Some(Phase::Parked { .. } | Phase::Active(_) | Phase::Draining(_)) | None => return,
         }
         let now = Instant::now();
         let again = subscription.opened_anew.replace(now).is_some_and(|last| now - last < RETRY_AFTER);
@@ -230,5 +225,15 @@ fn api_kind(reason: Reason) -> ApiErrorKind {
         | Reason::Device
         | Reason::Owner
         | Reason::Internal => ApiErrorKind::Refused,
+    }
+}
+
+/// Tells the engine whenever an attachment has let go of its backend or has failed, until it is gone.
+async fn watch(mut phases: watch::Receiver<Phase>, key: Key, inputs: mpsc::UnboundedSender<Input>) {
+    while phases.changed().await.is_ok() {
+        if phases.borrow_and_update().binding().is_none() {
+            // The engine is gone only when the daemon stops.
+            let _ = inputs.send(Input::Left { key });
+        }
     }
 }

@@ -145,20 +145,8 @@ impl Subscriber {
         }
     }
 
-    /// Tries again what is due, and ends the waiting of applications whose time is over.
-    pub(super) fn handle_timeout(
-        &mut self,
-        core: &Core,
-        now: Instant,
-        sessions: &BTreeMap<Fingerprint, SessionHandle>,
-    ) {
-        let impatient = self.subscriptions.iter_mut().filter_map(|(key, subscription)| {
-            let seconds = subscription.stored.give_up_after.filter(|_| subscription.has_waited_enough(now))?;
-            Some((*key, seconds))
-        });
-        for (key, seconds) in impatient.collect::<Vec<_>>() {
-            self.give_up(core, key, seconds);
-        }
+    /// Tries again what is due.
+    pub(super) fn handle_timeout(&mut self, now: Instant, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
         let due: Vec<Key> = self
             .subscriptions
             .iter()

@@ -10,7 +10,7 @@
 //!   from anywhere: Faulted, when the lease is gone for good. The node stays, with errors, until `unsubscribe`.
 //! ```
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use netbus_proto::attachment::Phase;
 use netbus_proto::ids::{ChannelNumber, Epoch, Generation};
@@ -36,8 +36,6 @@ pub(in crate::engine) struct Subscription {
     pub(in crate::engine) node: Option<String>,
     /// What is being done to its frontend at this moment, in a task of its own.
     pub(super) work: Option<Work>,
-    /// Since when its node waits for the host.
-    pub(super) away_since: Option<Instant>,
     /// Since when it is in this state, in seconds since 1970.
     pub(in crate::engine) since: u64,
     /// Who waits for the node.
@@ -91,7 +89,6 @@ impl Subscription {
             frontend: None,
             node: None,
             work: None,
-            away_since: None,
             since: seconds_since_1970(),
             subscribing: None,
             failed: None,
@@ -140,19 +137,6 @@ impl Subscription {
             State::Faulted { text, .. } => Some(text.clone()),
             State::Opening { .. } | State::Active { .. } | State::Closing { .. } => None,
         }
-    }
-
-    /// Whether its applications have waited for the host as long as its user wants them to.
-    pub(super) fn has_waited_enough(&mut self, now: Instant) -> bool {
-        let is_away = self.node.is_some()
-            && self.work.is_none()
-            && matches!(self.state, State::Waiting { .. } | State::Opening { .. });
-        if !is_away || self.stored.ended {
-            self.away_since = None;
-            return false;
-        }
-        let waited = now.duration_since(*self.away_since.get_or_insert(now));
-        self.stored.give_up_after.is_some_and(|seconds| waited >= Duration::from_secs(seconds))
     }
 
     /// What its attachment is doing.
