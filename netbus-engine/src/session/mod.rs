@@ -259,3 +259,56 @@ impl Actor {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use netbus_proto::session::Role;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::identity::keys::Identity;
+    use crate::identity::tls;
+
+    /// How long a session may take for what it does within a few seconds.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_link_whose_keys_are_nearly_worn_ends_in_good_order() {
+        let (mut here, mut there) = linked().await;
+        for link in [&mut here, &mut there] {
+            link.sealer.skip_to(WORN);
+            link.opener.skip_to(WORN);
+        }
+        let (events, mut heard) = mpsc::channel(16);
+        let setup = |role| Setup { name: "desk".to_owned(), role };
+        let dialer = spawn(here, &setup(Role::Dialer(Purpose::Session)), SessionId(1), events.clone());
+        let acceptor = spawn(there, &setup(Role::Acceptor { paired: true }), SessionId(2), events);
+        let mut ends = Vec::new();
+        while ends.len() < 2 {
+            match tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap().unwrap() {
+                (_, SessionEvent::Ended(end)) => ends.push(end),
+                (_, SessionEvent::Opened { .. }) => {}
+                (_, event @ (SessionEvent::Message(..) | SessionEvent::Sent { .. })) => panic!("{event:?}"),
+            }
+        }
+        assert!(ends.iter().all(|end| end.reason == Reason::Shutdown), "{ends:?}");
+        assert!(ends[0].text.contains("used up"), "{ends:?}");
+        drop((dialer, acceptor));
+    }
+
+    async fn linked() -> (Secured, Secured) {
+        let (host, guest) = (Identity::fresh(), Identity::fresh());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepting = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            secure::accept(stream, tls::server_config(&host)).await.unwrap()
+        };
+        let dialing = async {
+            let stream = TcpStream::connect(address).await.unwrap();
+            secure::connect(stream, tls::client_config(&guest, Some(host.fingerprint()))).await.unwrap()
+        };
+        tokio::join!(dialing, accepting)
+    }
+}

@@ -135,8 +135,8 @@ impl Sealer {
 
     /// As if so many records had been sealed.
     #[cfg(test)]
-    pub(super) fn skip_to(&mut self, sequence: u64) {
-        self.0.sequence = sequence;
+    pub(super) fn skip_to(&mut self, records: u64) {
+        self.0.sequence = records;
     }
 
     /// Records sealed so far.
@@ -188,6 +188,12 @@ impl Opener {
             _ => return Err(RecordError::Unexpected),
         };
         Ok((content, &inner[..end]))
+    }
+
+    /// As if so many records had been opened.
+    #[cfg(test)]
+    pub(super) fn skip_to(&mut self, records: u64) {
+        self.0.sequence = records;
     }
 
     /// Records opened so far.
