@@ -20,8 +20,27 @@ static POOL: Mutex<Pool> = Mutex::new(Pool { free: Vec::new(), unused: 0 });
 
 struct Pool {
     free: Vec<Vec<u8>>,
-    /// How many of them nobody has needed since the last [`trim`].
+    /// How many of them nobody has needed since the last [`Pool::trim`].
     unused: usize,
+}
+
+impl Pool {
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let memory = self.free.pop();
+        self.unused = self.unused.min(self.free.len());
+        memory
+    }
+
+    fn put(&mut self, memory: Vec<u8>) {
+        if self.free.len() < KEPT {
+            self.free.push(memory);
+        }
+    }
+
+    fn trim(&mut self) {
+        self.free.truncate(self.free.len() - self.unused);
+        self.unused = self.free.len();
+    }
 }
 
 fn pool() -> MutexGuard<'static, Pool> {
@@ -30,10 +49,7 @@ fn pool() -> MutexGuard<'static, Pool> {
 
 /// Gives back to the system what nobody has needed since the last call, so that an idle daemon is small.
 pub fn trim() {
-    let mut pool = pool();
-    let kept = pool.free.len() - pool.unused;
-    pool.free.truncate(kept);
-    pool.unused = kept;
+    pool().trim();
 }
 
 /// Memory for one payload, of unknown content until it is written.
@@ -49,13 +65,8 @@ impl Buffer {
         if !(WORTH..=LENGTH).contains(&length) {
             return Self { memory: vec![0; length], length };
         }
-        let free = {
-            let mut pool = pool();
-            let free = pool.free.pop();
-            pool.unused = pool.unused.min(pool.free.len());
-            free
-        };
-        Self { memory: free.unwrap_or_else(|| vec![0; LENGTH]), length }
+        let memory = pool().take().unwrap_or_else(|| vec![0; LENGTH]);
+        Self { memory, length }
     }
 
     /// The payload. Its memory is used again when the last part of it is dropped.
@@ -88,10 +99,7 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.memory.len() == LENGTH {
-            let mut pool = pool();
-            if pool.free.len() < KEPT {
-                pool.free.push(std::mem::take(&mut self.memory));
-            }
+            pool().put(std::mem::take(&mut self.memory));
         }
     }
 }
@@ -117,13 +125,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_needed_between_two_trims_is_given_back() {
-        drop(Buffer::of(LENGTH));
-        trim();
-        // The other tests of this program may use buffers too, so this one waits for a time in which they do not.
-        while !pool().free.is_empty() {
-            std::thread::yield_now();
-            trim();
+    fn only_what_was_not_needed_between_two_trims_is_given_back() {
+        let mut pool = Pool { free: Vec::new(), unused: 0 };
+        for _ in 0..KEPT + 3 {
+            pool.put(vec![1]);
         }
+        assert_eq!(pool.free.len(), KEPT, "more than that are not kept");
+        pool.trim();
+        assert_eq!(pool.free.len(), KEPT, "they have just come");
+        let needed: Vec<_> = (0..5).filter_map(|_| pool.take()).collect();
+        assert_eq!(needed.len(), 5);
+        needed.into_iter().for_each(|memory| pool.put(memory));
+        pool.trim();
+        assert_eq!(pool.free.len(), 5);
+        pool.trim();
+        assert_eq!(pool.free.len(), 0);
     }
 }
