@@ -197,9 +197,13 @@ impl<T: Send + 'static, D: Drain<T>> Flush for Outbox<T, D> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::{OnceLock, Weak, mpsc};
+    use std::time::Duration;
 
     use super::*;
+
+    /// How long a test waits for what should happen at once.
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// Passes items on, in batches, while it is open.
     struct Window {
@@ -268,11 +272,44 @@ mod tests {
             open.1.take()
         };
         waker.expect("the outbox waits").wake();
-        let batch = tokio::task::spawn_blocking(move || batches.recv()).await.expect("it does not panic");
-        assert_eq!(batch, Ok(vec![1, 2]));
+        let waiting = tokio::task::spawn_blocking(move || batches.recv_timeout(PATIENCE));
+        assert_eq!(waiting.await.expect("it does not panic"), Ok(vec![1, 2]));
         // A broken way out ends it, and whoever serves it.
         outbox.push(0);
-        serving.await.expect("it does not panic");
+        let over = tokio::time::timeout(PATIENCE, serving).await;
+        over.expect("nobody serves what is over").expect("it does not panic");
+    }
+
+    /// Passes on what there is, and just then somebody else puts a last item in.
+    struct Interrupted {
+        out: mpsc::Sender<u32>,
+        outbox: Arc<OnceLock<Weak<Outbox<u32, Interrupted>>>>,
+    }
+
+    impl Drain<u32> for Interrupted {
+        fn poll_drain(&mut self, _: &mut Context<'_>, items: &Items<u32>) -> Poll<io::Result<()>> {
+            let mut last = 0;
+            while let Some(item) = items.take() {
+                last = item;
+                self.out.send(item).map_err(io::Error::other)?;
+            }
+            let outbox = self.outbox.get().and_then(Weak::upgrade).expect("it is being drained");
+            if last == 1 {
+                // On a thread of its own, which finds this one at it and leaves.
+                std::thread::scope(|scope| scope.spawn(|| outbox.push(2)).join()).expect("it does not panic");
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn an_item_that_comes_while_others_leave_is_taken_along() {
+        let (out, left) = mpsc::channel();
+        let known = Arc::new(OnceLock::new());
+        let outbox = Outbox::new(Interrupted { out, outbox: Arc::clone(&known) });
+        known.set(Arc::downgrade(&outbox)).expect("it is set once");
+        outbox.push(1);
+        assert_eq!(left.try_iter().collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]
