@@ -24,7 +24,8 @@ use crate::wire::header::{CONTROL, DecodeError, Header, MAX_BODY, VERSION};
 /// How long the other side has for its HELLO.
 pub const GREETING_TIME: Duration = Duration::from_secs(10);
 
-/// After this long without a byte from the other side, a PING is sent.
+/// How often a PING is sent. Not only into silence: a peer that sends a lot over a narrow link gets its own PING
+/// answered late, and must hear from this side meanwhile.
 pub const PING_AFTER: Duration = Duration::from_secs(2);
 
 /// After this long without a byte from the other side, the session has ended. Dead links are found sooner, by TCP;
@@ -333,7 +334,7 @@ impl Session {
     }
 
     fn ping_due(&self) -> Instant {
-        self.last_received.max(self.last_ping) + PING_AFTER
+        self.last_ping + PING_AFTER
     }
 }
 

@@ -96,6 +96,23 @@ fn a_silent_side_is_pinged_and_then_given_up() {
 }
 
 #[test]
+fn a_side_that_receives_without_end_is_heard_all_the_same() {
+    let mut pair = Pair::new(Role::Dialer(Purpose::Session), true);
+    pair.run();
+    let (mut now, end) = (pair.now, pair.now + SILENCE_LIMIT);
+    let mut last = now;
+    while now < end {
+        now += PING_AFTER / 4;
+        pair.dialer.handle_bytes(now);
+        pair.dialer.handle_timeout(now);
+        if pair.dialer.poll_transmit().is_some() {
+            last = now;
+        }
+        assert!(now < last + 2 * PING_AFTER, "nothing was sent for too long");
+    }
+}
+
+#[test]
 fn a_peer_that_never_greets_is_given_up() {
     let now = Instant::now();
     let mut acceptor = Session::new(&setup(Role::Acceptor { paired: true }), now);
