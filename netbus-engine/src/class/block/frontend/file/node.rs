@@ -180,8 +180,10 @@ impl Filesystem for Node {
         // O_DIRECT, which the kernel keeps coherent with the cache. Across opens the cache is kept only for a writable
         // channel: we hold its writer's lease, so nobody else changes the content. A reader's cache is dropped at each
         // open, so that it never outlives a change that another lease made below us.
-        let flags = if self.read_only { FopenFlags::empty() } else { FopenFlags::FOPEN_KEEP_CACHE };
-        reply.opened(FileHandle(0), flags);
+        let cache = if self.read_only { FopenFlags::empty() } else { FopenFlags::FOPEN_KEEP_CACHE };
+        // Closing asks nothing of us, so it does not wait for us either. Files are closed where nobody thinks of it: a
+        // program that starts another one closes its files there, and waits with a lock of the kernel's that stops `ps`.
+        reply.opened(FileHandle(0), cache | FopenFlags::FOPEN_NOFLUSH);
     }
 
     fn read(
@@ -245,7 +247,7 @@ impl Filesystem for Node {
     }
 
     fn flush(&self, _request: &Request, _node: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        // Sent by close(), which promises nothing about durability; programs close files far too often to pay for it.
+        // Sent by close() before Linux 5.16, which promises nothing about durability; programs close files far too often to pay for it.
         reply.ok();
     }
 
