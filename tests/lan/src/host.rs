@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{run, wait_for};
@@ -242,6 +243,17 @@ impl Host {
             child.wait()?;
         }
         Ok(())
+    }
+
+    /// Stops the daemon in its tracks, as when the machine sleeps, or lets it go on.
+    ///
+    /// # Errors
+    /// When no daemon runs.
+    pub fn freeze(&self, frozen: bool) -> anyhow::Result<()> {
+        let daemon = self.daemon.as_ref().context("No daemon runs")?;
+        // Not by a process that would have to be started: this one may have files open that a frozen daemon serves.
+        let process = Pid::from_raw(i32::try_from(daemon.id())?).context("A daemon has a process")?;
+        Ok(kill_process(process, if frozen { Signal::STOP } else { Signal::CONT })?)
     }
 
     /// Whether the daemon runs.

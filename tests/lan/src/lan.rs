@@ -83,6 +83,24 @@ impl Lan {
         run("ip", &["-n", &self.switch(), "link", "set", &format!("port{}", host.port_number()), state]).map(drop)
     }
 
+    /// Takes a host's network interface away and gives it another one, with another address on the wire and another
+    /// IP address.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn replace_interface(&self, host: &mut Host) -> anyhow::Result<()> {
+        let (switch, number) = (self.switch(), host.port_number());
+        let (port, namespace) = (format!("port{number}"), format!("{}-{number}", self.id));
+        run("ip", &["-n", &switch, "link", "delete", &port])?;
+        run("ip", &["-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth1", "netns", &namespace])?;
+        run("ip", &["-n", &switch, "link", "set", &port, "master", "br0", "up"])?;
+        let address = format!("10.87.0.1{number}");
+        run("ip", &["-n", &namespace, "address", "add", &format!("{address}/24"), "dev", "eth1"])?;
+        run("ip", &["-n", &namespace, "link", "set", "eth1", "up"])?;
+        host.address = address;
+        Ok(())
+    }
+
     /// Forwards multicast to a host or keeps it away, as guest networks and some access points do.
     ///
     /// # Errors

@@ -15,4 +15,6 @@ mod nbd;
 mod pairing;
 mod rig;
 mod scene;
+mod slow;
 mod startup;
+mod survive;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use netbus_lan_tests::disk::{Files, Loop, Mount, make_image};
+use netbus_lan_tests::medium::HostDisk;
 use netbus_lan_tests::{Account, Host, Lan, can_run, run, wait_for};
 use serde_json::Value;
 
@@ -53,9 +54,23 @@ impl Scene {
         Ok(host)
     }
 
+    /// Gives attic a disk that forgets, for its image.
+    pub(super) fn forgetful_disk(&mut self, megabytes: usize) -> anyhow::Result<HostDisk> {
+        self.attic.stop()?;
+        let disk = HostDisk::new(&mut self.attic, megabytes)?;
+        self.image = disk.folder.join("backup.img");
+        self.attic.start()?;
+        Ok(disk)
+    }
+
+    /// Where the test finds attic's image.
+    pub(super) fn image_here(&self) -> PathBuf {
+        self.attic.path_of(&self.image)
+    }
+
     /// Makes an image without a file system, full of noise.
     pub(super) fn make_noise(&self, megabytes: u32) -> anyhow::Result<()> {
-        noise(&self.image, megabytes)?;
+        noise(&self.image_here(), megabytes)?;
         self.attic.own(&self.image)
     }
 
