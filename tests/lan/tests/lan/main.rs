@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic_in_result_fn)]
 
+mod chaos;
 mod daemon;
 mod discovery;
 mod durability;
@@ -13,8 +14,10 @@ mod load;
 mod main_job;
 mod nbd;
 mod pairing;
+mod proof;
 mod rig;
 mod scene;
 mod slow;
 mod startup;
 mod survive;
+mod witness;
