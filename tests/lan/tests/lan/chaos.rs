@@ -10,8 +10,8 @@ use netbus_lan_tests::relay::{Relay, Way, Weather};
 
 use super::scene::{Scene, becomes, is_back, on_two_hosts};
 
-/// Faults of one run; about two minutes.
-const FAULTS: u32 = 60;
+/// Faults of one run; about two minutes, and two runs at a time.
+const FAULTS: u32 = 45;
 
 /// What may go wrong. Each is over when it was struck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub(super) enum Fault {
     Frozen(Side),
     /// The host's daemon is killed and started again.
     HostKilled,
+    /// The host's power fails: its daemon is gone, and what its disk had not made durable.
+    PowerCut,
     /// The user's daemon is killed and started again: its node is a new one.
     UserKilled,
 }
@@ -45,7 +47,7 @@ pub(super) enum Side {
 
 impl Fault {
     /// All that a node outlives.
-    pub(super) const OUTLIVED: [Self; 10] = [
+    pub(super) const OUTLIVED: [Self; 11] = [
         Self::Unplugged(Side::Host),
         Self::Unplugged(Side::User),
         Self::BlackHole,
@@ -56,14 +58,14 @@ impl Fault {
         Self::Frozen(Side::Host),
         Self::Frozen(Side::User),
         Self::HostKilled,
+        Self::PowerCut,
     ];
 }
 
 /// Two hosts, the disk between them, and what is drawn for them.
 pub(super) struct Chaos<'a> {
     pub(super) scene: &'a mut Scene,
-    /// Held for the hosts' sake.
-    _disk: HostDisk,
+    disk: HostDisk,
     relay: Relay,
     random: u64,
 }
@@ -87,7 +89,7 @@ pub(super) fn in_chaos(
         let node = scene.subscribe(&[])?;
         let relay = scene.lan.relay(&scene.attic)?;
         // Never zero, which a shift register would keep.
-        let mut chaos = Chaos { scene, _disk: disk, relay, random: seed.wrapping_mul(2).wrapping_add(1) };
+        let mut chaos = Chaos { scene, disk, relay, random: seed.wrapping_mul(2).wrapping_add(1) };
         test(&mut chaos, &node, faults)
     });
     result.with_context(|| format!("NETBUS_CHAOS_SEED={seed} NETBUS_CHAOS_FAULTS={faults} plays this run again"))
@@ -133,6 +135,11 @@ impl Chaos<'_> {
             }
             Fault::HostKilled => {
                 self.scene.attic.kill()?;
+                self.scene.attic.start()
+            }
+            Fault::PowerCut => {
+                let seed = self.draw(u64::MAX);
+                self.disk.lose_power(&mut self.scene.attic, seed)?;
                 self.scene.attic.start()
             }
             Fault::UserKilled => {
