@@ -21,7 +21,6 @@ use fuser::{
     OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 
-use crate::disk::Loop;
 use crate::host::Host;
 use crate::run;
 
@@ -267,7 +266,8 @@ impl Filesystem for Served {
 pub struct HostDisk {
     /// The disk below.
     pub medium: Medium,
-    attached: Option<Loop>,
+    /// The loop device on it, while it is attached.
+    device: Option<String>,
     /// Where the host has it mounted. Other processes find it by [`Host::path_of`].
     pub folder: PathBuf,
 }
@@ -282,10 +282,10 @@ impl HostDisk {
         host.boot_alone()?;
         let folder = host.folder.join("disk");
         std::fs::create_dir(&folder)?;
-        let mut disk = Self { medium, attached: None, folder };
-        let attached = disk.attach()?;
-        run("mke2fs", &["-q", "-t", "ext4", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0", &attached.device])?;
-        disk.mount(host, attached)?;
+        let mut disk = Self { medium, device: None, folder };
+        let device = disk.attach()?;
+        run("mke2fs", &["-q", "-t", "ext4", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0", &device])?;
+        disk.mount(host, &device)?;
         Ok(disk)
     }
 
@@ -301,8 +301,8 @@ impl HostDisk {
         self.unmount(host)?;
         self.medium.power_on();
         host.boot_again()?;
-        let attached = self.attach()?;
-        self.mount(host, attached)
+        let device = self.attach()?;
+        self.mount(host, &device)
     }
 
     /// Takes the disk away from a host whose daemon does not run.
@@ -310,11 +310,10 @@ impl HostDisk {
     /// # Errors
     /// When it is in use.
     pub fn unmount(&mut self, host: &Host) -> anyhow::Result<()> {
-        if self.attached.is_some() {
+        if self.device.is_some() {
             host.administer(&format!("umount '{}'", self.folder.display()))?;
         }
-        drop(self.attached.take());
-        Ok(())
+        self.detach()
     }
 
     /// Makes the host forget what it has cached, so that it reads from the medium.
@@ -327,13 +326,26 @@ impl HostDisk {
         host.administer(&script).map(drop)
     }
 
-    fn attach(&self) -> anyhow::Result<Loop> {
-        Loop::attach(&self.medium.path, &["--direct-io=on"])
+    fn attach(&mut self) -> anyhow::Result<String> {
+        let medium_path = self.medium.path.to_string_lossy();
+        let device = run("losetup", &["--find", "--show", "--direct-io=on", &medium_path])?.trim().to_owned();
+        self.device = Some(device.clone());
+        Ok(device)
     }
 
-    fn mount(&mut self, host: &Host, attached: Loop) -> anyhow::Result<()> {
-        let device = attached.device.clone();
-        self.attached = Some(attached);
+    /// Lets go of the loop device. The kernel keeps it until its last user is gone.
+    fn detach(&mut self) -> anyhow::Result<()> {
+        self.device.take().map_or(Ok(()), |device| run("losetup", &["--detach", &device]).map(drop))
+    }
+
+    fn mount(&self, host: &Host, device: &str) -> anyhow::Result<()> {
         host.administer(&format!("mount '{device}' '{}'", self.folder.display())).map(drop)
+    }
+}
+
+impl Drop for HostDisk {
+    fn drop(&mut self) {
+        // Its host may have it mounted and in use still; both end with the host.
+        drop(self.detach());
     }
 }

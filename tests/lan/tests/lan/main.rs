@@ -6,6 +6,7 @@ mod chaos;
 mod daemon;
 mod discovery;
 mod durability;
+mod failing;
 mod giving_up;
 mod hostile;
 mod images;

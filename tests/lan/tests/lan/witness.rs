@@ -29,6 +29,8 @@ struct Shared {
     places: Mutex<Vec<Place>>,
     synced: AtomicU64,
     random: AtomicU64,
+    /// Why the last life ended by itself.
+    failure: Mutex<String>,
 }
 
 /// The writes to one place that it may show, oldest first: the last that is known to be safe, and those after it.
@@ -44,7 +46,12 @@ impl Witness {
     /// Nothing was written yet.
     pub(super) fn new(seed: u64) -> Self {
         let places = Mutex::new(vec![Place::new(); usize::try_from(PLACES).unwrap_or(usize::MAX)]);
-        Self(Arc::new(Shared { places, synced: AtomicU64::new(0), random: AtomicU64::new(seed | 1) }))
+        Self(Arc::new(Shared {
+            places,
+            synced: AtomicU64::new(0),
+            random: AtomicU64::new(seed | 1),
+            failure: Mutex::default(),
+        }))
     }
 
     /// Begins to write to a node.
@@ -54,7 +61,7 @@ impl Witness {
         let (stopped, witness) = (Arc::clone(&stop), self.clone());
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                witness.turn(&file)?;
+                witness.turn(&file).inspect_err(|error| *witness.failure() = format!("{error:#}"))?;
             }
             Ok(())
         });
@@ -128,6 +135,10 @@ impl Witness {
         (random >> 8) % limit
     }
 
+    fn failure(&self) -> MutexGuard<'_, String> {
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn places(&self) -> MutexGuard<'_, Vec<Place>> {
         self.0.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -141,7 +152,8 @@ impl Life {
             if witness.synced() >= goal {
                 return Ok(Some(Ok(())));
             }
-            Ok(self.thread.is_finished().then(|| Err(anyhow::anyhow!("The application has ended"))))
+            let ended = || Err(anyhow::anyhow!("The application has ended: {}", witness.failure()));
+            Ok(self.thread.is_finished().then(ended))
         })
         .flatten()
     }
