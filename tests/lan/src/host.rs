@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::cgroup::MemoryGroup;
 use crate::{run, wait_for};
 
 /// The id that the kernel draws at each boot.
@@ -254,6 +255,15 @@ impl Host {
         // Not by a process that would have to be started: this one may have files open that a frozen daemon serves.
         let process = Pid::from_raw(i32::try_from(daemon.id())?).context("A daemon has a process")?;
         Ok(kill_process(process, if frozen { Signal::STOP } else { Signal::CONT })?)
+    }
+
+    /// Moves the daemon to a control group.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn join(&self, group: &MemoryGroup) -> anyhow::Result<()> {
+        let daemon = self.daemon.as_ref().context("No daemon runs")?;
+        Ok(std::fs::write(group.processes_path(), self.daemon_process(daemon)?)?)
     }
 
     /// Whether the daemon runs.

@@ -8,8 +8,10 @@
 //! - [`relay`]: a cable with weather on it: delays, losses, black holes.
 //! - [`medium`]: a disk that forgets what was not flushed when its power fails, that is slow, that has bad places.
 //! - [`disk`]: images with real files, loop devices, mounts.
+//! - [`cgroup`]: control groups that bound memory.
 //! - [`rogue`]: a peer that does not keep to the protocol.
 
+pub mod cgroup;
 pub mod disk;
 pub mod host;
 pub mod lan;

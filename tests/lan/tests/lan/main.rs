@@ -13,6 +13,7 @@ mod images;
 mod leases;
 mod load;
 mod main_job;
+mod memory;
 mod nbd;
 mod pairing;
 mod proof;
