@@ -27,6 +27,7 @@ mod ranges;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -39,6 +40,9 @@ use self::mountinfo::MountedFile;
 use self::node::Node;
 use crate::class::PresentError;
 use crate::frontend::{Frontend, Presentation, Queue, RemoveError};
+
+/// How long a removal by force waits for its last answers.
+const PARTING: Duration = Duration::from_millis(500);
 
 /// A disk presented as a file. Dropping it takes the file away by force.
 pub struct FileFrontend {
@@ -75,6 +79,18 @@ impl FileFrontend {
     }
 }
 
+impl FileFrontend {
+    /// Waits, within bounds, until those who wait for the device have its error: the end of the connection would give
+    /// them one that programs do not expect of a disk.
+    async fn let_answer(&self) {
+        // The node has one receiver, and each request that waits another.
+        let deadline = Instant::now() + PARTING;
+        while self.ended.receiver_count() > 1 && Instant::now() < deadline {
+            tokio::time::sleep(PARTING / 100).await;
+        }
+    }
+}
+
 impl Frontend for FileFrontend {
     fn node(&self) -> String {
         self.path.display().to_string()
@@ -87,6 +103,7 @@ impl Frontend for FileFrontend {
             };
             if force {
                 self.ended.send_replace(true);
+                self.let_answer().await;
             }
             // Unmounting writes back dirty pages of mappings, which waits for the device.
             let removed = tokio::task::spawn_blocking(move || remove_mounted(&mounted, force)).await;
