@@ -257,6 +257,30 @@ impl Host {
         Ok(kill_process(process, if frozen { Signal::STOP } else { Signal::CONT })?)
     }
 
+    /// Freezes the daemon, if one runs, and waits until none of its threads can do anything any more, whatever the kernel
+    /// answers them.
+    ///
+    /// # Errors
+    /// When it goes on.
+    pub(crate) fn halt(&mut self) -> anyhow::Result<()> {
+        if !self.is_running() {
+            return Ok(());
+        }
+        self.freeze(true)?;
+        let daemon = self.daemon.as_ref().context("It runs")?;
+        let threads = format!("/proc/{}/task", daemon.id());
+        wait_for("the daemon stands still", || {
+            let mut still = true;
+            for thread in std::fs::read_dir(&threads)? {
+                let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+                let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+                // Stopped, or in a call that it will not return from before it is stopped.
+                still &= matches!(state, Some('T' | 'D'));
+            }
+            Ok(still.then_some(()))
+        })
+    }
+
     /// Moves the daemon to a control group.
     ///
     /// # Errors

@@ -295,7 +295,8 @@ impl HostDisk {
     /// # Errors
     /// When the system refuses.
     pub fn lose_power(&mut self, host: &mut Host, seed: u64) -> anyhow::Result<()> {
-        // First the disk: a dying daemon may still be in the middle of a flush.
+        // All at once: a daemon must not get to tell of the disk's end, and may be in the middle of a flush.
+        host.halt()?;
         self.medium.lose_power(seed);
         host.kill()?;
         self.unmount(host)?;

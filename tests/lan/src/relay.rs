@@ -135,19 +135,20 @@ impl Carrier {
         // Interrupted or not: whatever is there is seen below.
         let _ = poll(&mut ready, wait.as_ref());
         let stop = !ready[2].revents().is_empty();
-        for from in 0..2 {
-            self.take(from);
-            self.deliver(from);
-        }
+        // Both sides are taken from before anybody hears anything and changes the weather upon it: what was sent before
+        // meets the weather before.
+        (0..2).for_each(|from| self.take(from));
+        (0..2).for_each(|from| self.deliver(from));
         !stop
     }
 
     fn take(&mut self, from: usize) {
-        let weather = self.sides.lock().unwrap_or_else(PoisonError::into_inner)[from];
         let mut frame = [0; FRAME];
         for _ in 0..BURST {
             // Nothing there for now; a device that is gone shows at the other end.
             let Ok(length) = self.taps[from].recv(&mut frame) else { return };
+            // Asked after the frame has come, which may be after a change that its sender has seen.
+            let weather = self.sides.lock().unwrap_or_else(PoisonError::into_inner)[from];
             let lost = self.hundredth() < u64::from(weather.loss);
             if !lost {
                 self.lines[from].enter(weather, frame[..length].to_vec());
