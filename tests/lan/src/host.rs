@@ -1,7 +1,6 @@
 //! A daemon with its state folder, and commands to it.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -11,13 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::cgroup::MemoryGroup;
+use crate::mounts::{BOOT_ID, Mounts, UUID, everybody_may_use_fuse};
 use crate::{run, wait_for};
-
-/// The id that the kernel draws at each boot.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-/// A new id at each reading.
-const UUID: &str = "/proc/sys/kernel/random/uuid";
 
 /// Whose daemon a host runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +39,6 @@ pub struct Host {
     variables: Vec<(String, String)>,
     daemon: Option<Child>,
     starts: u32,
-}
-
-/// A mount namespace, as long as a process lives in it.
-struct Mounts {
-    keeper: Child,
 }
 
 impl Host {
@@ -203,10 +192,7 @@ impl Host {
     #[must_use]
     pub fn path_of(&self, path: &Path) -> PathBuf {
         match &self.mounts {
-            Some(mounts) => {
-                let root = PathBuf::from(format!("/proc/{}/root", mounts.keeper.id()));
-                root.join(path.strip_prefix("/").unwrap_or(path))
-            }
+            Some(mounts) => mounts.root().join(path.strip_prefix("/").unwrap_or(path)),
             None => path.to_owned(),
         }
     }
@@ -479,57 +465,6 @@ impl Drop for Host {
     }
 }
 
-impl Mounts {
-    /// Mounts like the machine's, but for a `/dev/fuse` that everybody may open, as most systems have it.
-    fn with_fuse(folder: &Path) -> anyhow::Result<Self> {
-        let change = "mknod -m 666 \"$0/fuse\" c 10 229 && mount --bind \"$0/fuse\" /dev/fuse && umount -l \"$0\"";
-        Self::new(folder, change)
-    }
-
-    /// Mounts like the machine's, but for a `/dev` that has no `fuse`, as in a container.
-    fn without_fuse(folder: &Path) -> anyhow::Result<Self> {
-        let change = "cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom \"$0\" && mount --move \"$0\" /dev";
-        Self::new(folder, change)
-    }
-
-    /// Mounts like the machine's, but for the id of its boot.
-    fn with_boot_id(folder: &Path) -> anyhow::Result<Self> {
-        let change = format!("cat {UUID} > \"$0/boot\" && mount --bind \"$0/boot\" {BOOT_ID} && umount -l \"$0\"");
-        Self::new(folder, &change)
-    }
-
-    /// What makes `nsenter` enter them.
-    fn option(&self) -> String {
-        format!("--mount=/proc/{}/ns/mnt", self.keeper.id())
-    }
-
-    /// Mounts that a shell script changes, which finds an empty file system at its `$0`.
-    fn new(folder: &Path, change: &str) -> anyhow::Result<Self> {
-        let devices = folder.join("devices");
-        std::fs::create_dir_all(&devices)?;
-        let script = format!("mount -t tmpfs devices \"$0\" && {change} && echo ready && exec sleep infinity");
-        let mut keeper = Command::new("unshare")
-            .args(["--mount", "sh", "-c", &script])
-            .arg(&devices)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut told = String::new();
-        let stdout = keeper.stdout.take().context("The output is piped")?;
-        let mounts = Self { keeper };
-        BufReader::new(stdout).read_line(&mut told)?;
-        ensure!(told == "ready\n", "A host's own /dev could not be made");
-        Ok(mounts)
-    }
-}
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        drop(self.keeper.kill());
-        drop(self.keeper.wait());
-    }
-}
-
 /// Does something on a thread of this process that has entered the network namespace of this name.
 pub(crate) fn inside<T: Send>(namespace: &str, what: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
     let namespace = File::open(namespace_path(namespace))?;
@@ -544,12 +479,6 @@ pub(crate) fn inside<T: Send>(namespace: &str, what: impl FnOnce() -> anyhow::Re
 
 fn namespace_path(namespace: &str) -> String {
     format!("/run/netns/{namespace}")
-}
-
-/// Whether an ordinary user may open `/dev/fuse`, as they may not in some containers.
-fn everybody_may_use_fuse() -> anyhow::Result<bool> {
-    let mode = run("stat", &["--format=%a", "/dev/fuse"])?;
-    Ok(mode.trim().ends_with('6'))
 }
 
 /// A failed test shows what its daemons logged.

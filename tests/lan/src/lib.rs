@@ -16,6 +16,7 @@ pub mod disk;
 pub mod host;
 pub mod lan;
 pub mod medium;
+pub mod mounts;
 pub mod relay;
 pub mod rogue;
 

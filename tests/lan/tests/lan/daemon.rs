@@ -247,8 +247,8 @@ fn what_fio_writes_verifies_though_the_host_is_killed_meanwhile() -> anyhow::Res
         scene.publish(&[])?;
         let node = scene.subscribe(&[])?;
         let script = format!(
-            "cd {} && fio --name=verify --filename={} --rw=randwrite --bs=4k --size=8M \
-             --ioengine=psync --numjobs=1 --verify=crc32c --verify_fatal=1 --fsync=16 --rate_iops=300 --randseed=7",
+            "cd {} && fio --name=verify --filename={} --rw=randwrite --bsrange=512-64k --blockalign=512 --size=2M \
+             --ioengine=psync --numjobs=1 --verify=crc32c --verify_fatal=1 --fsync=16 --rate_iops=150 --randseed=7",
             scene.desk.folder.display(),
             node.display()
         );

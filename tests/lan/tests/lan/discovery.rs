@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use netbus_lan_tests::host::peer;
+use netbus_lan_tests::mounts::ALONE;
 use netbus_lan_tests::{Account, Host, Lan, can_run, disk, wait_for};
 
 #[test]
@@ -110,10 +111,12 @@ fn other_programs_see_the_announcement() -> anyhow::Result<()> {
     let (mut attic, desk) = (lan.host("attic", Account::Ordinary)?, lan.host("desk", Account::Root)?);
     attic.start()?;
     // Avahi with a bus of its own, in a mount and a process namespace that take it away at the end.
-    let script = "mount -t tmpfs tmpfs /run && mount -t proc proc /proc && mkdir -p /run/dbus /run/avahi-daemon
+    let script = format!(
+        "{ALONE} && mount -t tmpfs tmpfs /run && mount -t proc proc /proc && mkdir -p /run/dbus /run/avahi-daemon
         dbus-daemon --system --fork
         avahi-daemon --daemonize --no-drop-root --no-chroot --no-rlimits >/dev/null 2>&1
-        timeout 45 avahi-browse --parsable --resolve _netbus._tcp 2>&1 | grep -m1 '^=.*;IPv4;'";
+        timeout 45 avahi-browse --parsable --resolve _netbus._tcp 2>&1 | grep -m1 '^=.*;IPv4;'"
+    );
     let seen = desk.administer(&format!("unshare --mount --pid --fork --kill-child sh -ec \"{script}\""))?;
     let fields: Vec<&str> = seen.trim().split(';').collect();
     assert_eq!((fields[3], fields[4], fields[7]), ("attic", "_netbus._tcp", attic.address.as_str()), "{seen}");

@@ -247,7 +247,8 @@ impl Filesystem for Node {
     }
 
     fn flush(&self, _request: &Request, _node: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        // Sent by close() before Linux 5.16, which promises nothing about durability; programs close files far too often to pay for it.
+        // Sent by close() before Linux 5.16. It promises nothing about durability; programs close files far too often to
+        // pay for it.
         reply.ok();
     }
 
