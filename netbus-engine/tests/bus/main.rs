@@ -10,7 +10,7 @@ mod shelf;
 mod slate;
 
 use bytes::Bytes;
-use netbus_engine::control::api::{Answer, Call, ErrorKind, PublishedState, SubscribedState};
+use netbus_engine::control::api::{Answer, Call, ErrorKind, PublishedState, Status, SubscribedState};
 
 use machine::{Machine, code, until};
 use shelf::{fetch, put};
@@ -171,6 +171,31 @@ async fn the_owner_takes_a_lease_back_only_knowingly_and_the_loser_gets_errors()
     until("the loser to get errors", async || queue.call(put(1, b"late")).await.is_err().then_some(())).await;
     assert_eq!(attic.shelf.cell(1).unwrap(), Bytes::from_static(b"still"));
     assert_eq!(desk.status().await.subscribed[0].state, SubscribedState::Faulted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_loses_a_lease_is_told_by_whom_however_much_is_under_way() {
+    let (attic, desk) = pair().await;
+    attic.publish(false).await.unwrap();
+    // The answers that refuse requests and the word of the owner take different ways.
+    for _ in 0..50 {
+        let node = desk.subscribe("attic/shelf", false).await.unwrap();
+        let queue = desk.shelf.queue(&node);
+        let load = (0..8).map(|_| {
+            let queue = queue.clone();
+            tokio::spawn(async move { while queue.call(put(1, b"busy")).await.is_ok() {} })
+        });
+        let load: Vec<_> = load.collect();
+        attic.call(Call::Revoke { channel: "shelf".to_owned(), peer: None, confirmed: true }).await.unwrap();
+        for writer in load {
+            writer.await.unwrap();
+        }
+        let faulted = |status: &Status| status.subscribed[0].state == SubscribedState::Faulted;
+        let status = until("the fault", async || Some(desk.status().await).filter(faulted)).await;
+        let error = status.subscribed[0].error.clone().unwrap_or_default();
+        assert!(error.contains("The owner") && error.contains("took it back"), "{error}");
+        desk.unsubscribe("shelf").await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -158,7 +158,8 @@ impl Subscriber {
                 if let Some(reply) = subscription.unsubscribing.take() {
                     reply.succeed(unsubscribed(core, key, subscription));
                 }
-                if subscription.lease.is_none() {
+                // The answer to an OPEN that is on its way still belongs to this subscription.
+                if subscription.lease.is_none() && !matches!(subscription.state, State::Opening { .. }) {
                     self.forget(core, key);
                 }
             }

@@ -57,11 +57,11 @@ impl Subscriber {
             status.and_then(|status| status.left).map(|left| (left.instance, left.samples)).unzip();
         let samples = samples.filter(|samples| !samples.is_empty());
         let resume = subscription.lease.map(|lease| {
-            let Lease { epoch, generation } = lease;
+            let Lease { epoch, generation, granted: _ } = lease;
             Resume { epoch, generation, instance, samples }
         });
         let request = Open { publication: key.1, write: !subscription.stored.read_only, resume };
-        subscription.state = State::Opening { session: session.id };
+        subscription.state = State::Opening { session: session.id, revoked: None };
         self.ask(key, Question::Open, session, Control::Open(request));
     }
 
@@ -94,7 +94,8 @@ impl Subscriber {
         let device = Bytes::from(grant.device);
         let remote = Arc::new(Remote::new(Arc::clone(&class), grant.channel, grant.epoch, session.frames.clone()));
         session.routes.open(grant.channel, Arc::clone(&remote) as _);
-        subscription.lease = Some(Lease { epoch: grant.epoch, generation: grant.generation });
+        let granted = (session.id, grant.channel);
+        subscription.lease = Some(Lease { epoch: grant.epoch, generation: grant.generation, granted });
         subscription.state = State::Active { session: session.id, channel: grant.channel, epoch: grant.epoch };
         if subscription.stored.ended {
             return self.close(key, session);
@@ -170,6 +171,11 @@ impl Subscriber {
         if subscription.stored.ended {
             return self.forget(core, key);
         }
+        if let State::Faulted { .. } = subscription.state {
+            // Why is known already. There is nothing to hand back if the lease is lost as well.
+            subscription.lease = subscription.lease.filter(|_| refusal.reason != Reason::LeaseLost);
+            return;
+        }
         let may_change = matches!(refusal.reason, Reason::Absent | Reason::Busy | Reason::Internal | Reason::Device);
         // A subscription of an earlier life of the daemon has no application yet that could be misled.
         if may_change || (subscription.attachment.is_none() && refusal.reason == Reason::InUse) {
@@ -177,16 +183,27 @@ impl Subscriber {
             subscription.state = State::Waiting { why: refusal.text, retry };
             return self.tell_state(core, key);
         }
-        self.lose(core, key, api_kind(refusal.reason), &refusal.text);
+        let text = match &mut subscription.state {
+            // Its owner's word says more than that the lease is lost.
+            State::Opening { revoked, .. } => revoked.take(),
+            State::Waiting { .. } | State::Active { .. } | State::Closing { .. } | State::Faulted { .. } => None,
+        };
+        self.lose(core, key, api_kind(refusal.reason), text.as_ref().unwrap_or(&refusal.text));
     }
 
+    /// A lease was taken away. Its channel may have been left at once, because its requests were refused: then it is
+    /// being asked for again, in vain.
     fn revoked(&mut self, core: &Core, session: SessionId, revoked: &Revoked) {
-        let held = self.subscriptions.iter().find(|(_, subscription)| {
-            matches!(subscription.state, State::Active { session: active, channel, .. }
-                if active == session && channel == revoked.channel)
+        let held = self.subscriptions.iter_mut().find(|(_, subscription)| {
+            subscription.lease.is_some_and(|lease| lease.granted == (session, revoked.channel))
         });
-        if let Some(key) = held.map(|(key, _)| *key) {
-            self.lose(core, key, ApiErrorKind::Refused, &revoked.text);
+        let Some((&key, subscription)) = held else { return };
+        match &mut subscription.state {
+            State::Opening { revoked: text, .. } => *text = Some(revoked.text.clone()),
+            State::Active { .. } | State::Waiting { .. } => {
+                self.lose(core, key, ApiErrorKind::Refused, &revoked.text);
+            }
+            State::Closing { .. } | State::Faulted { .. } => {}
         }
     }
 

@@ -101,7 +101,7 @@ impl Subscriber {
             return reply.fail(ApiErrorKind::Invalid, text);
         }
         if let Some(existing) = self.subscriptions.get(&key)
-            && (!existing.stored.ended || matches!(existing.state, State::Closing { .. }))
+            && (!existing.stored.ended || matches!(existing.state, State::Opening { .. } | State::Closing { .. }))
         {
             let text = match &existing.node {
                 Some(node) => format!("\"{}\" is in use here already: {node}", offer.name),
@@ -174,7 +174,7 @@ impl Subscriber {
                         attachment.link_lost(epoch);
                     }
                 }
-                State::Opening { session: active } | State::Closing { session: active } if active == session => {}
+                State::Opening { session: active, .. } | State::Closing { session: active } if active == session => {}
                 State::Waiting { .. }
                 | State::Opening { .. }
                 | State::Active { .. }
@@ -197,6 +197,10 @@ impl Subscriber {
                 let text =
                     format!("The link was lost before \"{}\" was open: {}", subscription.stored.channel, end.text);
                 reply.fail(ApiErrorKind::Unavailable, text);
+                self.forget(core, key);
+                continue;
+            }
+            if subscription.stored.ended && subscription.lease.is_none() {
                 self.forget(core, key);
                 continue;
             }

@@ -61,6 +61,8 @@ pub(super) enum Work {
 pub(super) struct Lease {
     pub(super) epoch: Epoch,
     pub(super) generation: Generation,
+    /// Where it was granted, and what its channel has there.
+    pub(super) granted: (SessionId, ChannelNumber),
 }
 
 /// What a subscription is doing.
@@ -68,8 +70,8 @@ pub(super) struct Lease {
 pub(in crate::engine) enum State {
     /// For a session, the channel or the device.
     Waiting { why: String, retry: Option<Instant> },
-    /// OPEN is on its way.
-    Opening { session: SessionId },
+    /// OPEN is on its way. The lease that it is to go on with may turn out to be `revoked`, for this reason.
+    Opening { session: SessionId, revoked: Option<String> },
     /// Bound to the host.
     Active { session: SessionId, channel: ChannelNumber, epoch: Epoch },
     /// CLOSE is on its way.
