@@ -81,6 +81,16 @@ async fn a_flush_that_fails_when_the_daemon_stops_is_made_up_for_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_flush_is_made_up_for_before_a_channel_is_handed_back() {
+    let (attic, desk, node) = slate().await;
+    ask(&desk.slate.queue(&node), write(7, b"seven")).await.unwrap();
+    attic.slate.fail_flushes(1);
+    desk.unsubscribe("slate").await.unwrap();
+    attic.nobody_uses().await;
+    assert_eq!(attic.slate.medium()[7..12], *b"seven");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_never_flushes_gives_errors_and_is_tried_again() {
     let (attic, desk, node) = slate().await;
     let queue = desk.slate.queue(&node);

@@ -16,6 +16,9 @@ use crate::engine::{Core, FAREWELL_TIME, Input, Reply, error_chain};
 use crate::frontend::{Frontend, RemoveError};
 use crate::session::SessionHandle;
 
+/// How often the last flush of a channel is tried.
+const LAST_FLUSHES: usize = 2;
+
 impl Subscriber {
     /// Ends the use of a channel, as the user asks.
     pub(in crate::engine) fn unsubscribe(&mut self, core: &Core, key: Key, force: bool, reply: Reply) {
@@ -34,8 +37,12 @@ impl Subscriber {
             }
             return reply.fail(ApiErrorKind::InUse, "The channel is being opened or closed at this moment: try again");
         }
-        if let (State::Waiting { why, .. }, Some(attachment), false) =
-            (&subscription.state, &subscription.attachment, force)
+        let waits = match &subscription.state {
+            State::Waiting { why, .. } => Some(why.as_str()),
+            State::Opening { .. } => Some("its device is being opened"),
+            State::Active { .. } | State::Closing { .. } | State::Faulted { .. } => None,
+        };
+        if let (Some(why), Some(attachment), false) = (waits, &subscription.attachment, force)
             && !attachment.status().is_safe()
         {
             let text = format!(
@@ -51,7 +58,7 @@ impl Subscriber {
         let flush = flush.then(|| core.registry.by_name(&subscription.stored.class).and_then(|class| class.flush()));
         subscription.unsubscribing = Some(reply);
         tokio::spawn(async move {
-            let result = take_down(frontend, attachment, flush.flatten(), force).await;
+            let result = take_down(frontend, attachment, flush.flatten(), LAST_FLUSHES, force).await;
             // The engine is gone only when the daemon stops.
             let _ = inputs.send(Input::TakenDown { key, result });
         });
@@ -111,12 +118,12 @@ impl Subscriber {
             let flush = (active && !subscription.stored.read_only)
                 .then(|| core.registry.by_name(&subscription.stored.class).and_then(|class| class.flush()));
             let flush = flush.flatten();
-            let gentle = take_down(frontend, attachment.clone(), flush.clone(), false);
+            let gentle = take_down(frontend, attachment.clone(), flush.clone(), 1, false);
             match tokio::time::timeout(FAREWELL_TIME, gentle).await {
                 Ok(Ok(_)) => {}
                 Ok(Err((frontend, error))) => {
                     warn!(error = error_chain(&error), "A node is in use while the daemon stops");
-                    let force = take_down(Some(frontend), attachment, flush, true);
+                    let force = take_down(Some(frontend), attachment, flush, 1, true);
                     let _ = tokio::time::timeout(FAREWELL_TIME, force).await;
                 }
                 Err(_) => warn!("A node could not be taken away in time; its users get errors"),
@@ -201,10 +208,13 @@ impl Subscriber {
 pub(in crate::engine) type TakenDown = Result<Option<String>, (Box<dyn Frontend>, RemoveError)>;
 
 /// Takes a node away. What applications wrote is durable at the host when this succeeds without a reason, unless forced.
+/// After a flush that failed, the device is opened anew and the log written again, so that one more of the `tries` may
+/// succeed.
 async fn take_down(
     frontend: Option<Box<dyn Frontend>>,
     attachment: Option<Attachment>,
     flush: Option<netbus_proto::request::Request>,
+    tries: usize,
     force: bool,
 ) -> TakenDown {
     if force && let Some(attachment) = &attachment {
@@ -215,13 +225,20 @@ async fn take_down(
     {
         return Err((frontend, error));
     }
-    if let (Some(attachment), Some(flush)) = (attachment, flush)
-        && let Err(error) = attachment.queue().call(flush).await
-    {
-        warn!(%error, "The last flush of a channel failed");
-        return Ok(Some(error.text));
+    let (Some(attachment), Some(flush)) = (attachment, flush) else {
+        return Ok(None);
+    };
+    let mut unsafe_because = None;
+    for _ in 0..tries {
+        match attachment.queue().call(flush.clone()).await {
+            Ok(_) => return Ok(None),
+            Err(error) => {
+                warn!(%error, "The last flush of a channel failed");
+                unsafe_because = Some(error.text);
+            }
+        }
     }
-    Ok(None)
+    Ok(unsafe_because)
 }
 
 /// What applications get when their channel is given up while they wait for it.

@@ -129,16 +129,17 @@ impl Subscriber {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
         };
-        let is_ending = subscription.stored.ended
-            || subscription.unsubscribing.is_some()
-            || subscription.work == Some(Work::TakingDown);
+        // While it is taken away, too: its last flush is tried again.
+        let is_taken_down = subscription.unsubscribing.is_some() || subscription.work == Some(Work::TakingDown);
         let is_active = match subscription.state {
             State::Active { .. } => true,
             State::Waiting { .. } | State::Opening { .. } => false,
             State::Closing { .. } | State::Faulted { .. } => return,
         };
         match subscription.phase() {
-            _ if is_ending => return,
+            _ if subscription.stored.ended => return,
+            // Whoever gives a channel up has made it fail.
+            Some(Phase::Faulted(_)) if is_taken_down => return,
             Some(Phase::Faulted(error)) if is_active => {
                 return self.fault(core, key, ApiErrorKind::Refused, &error.text);
             }
