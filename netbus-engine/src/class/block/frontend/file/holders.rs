@@ -5,41 +5,70 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
 
 use super::mountinfo::shows;
 
+/// How long to look, at most: of a program that hangs in the kernel, `/proc` shows some files only when it hangs no more.
+const LOOK: Duration = Duration::from_secs(2);
+
 /// Those who hold `path` open, each as a few words: `qemu-img (process 812)`, `the loop device /dev/loop3`.
 pub(super) fn holders(path: &Path) -> Vec<String> {
-    let mut found = loop_devices(path);
-    found.extend(processes(path));
+    let path = path.to_owned();
+    within(LOOK, move |found| {
+        loop_devices(&path, found);
+        processes(&path, found);
+    })
+}
+
+/// What `look` has found until it ends, or until it has taken too long. It may stay behind on its thread, which nothing
+/// waits for.
+fn within(time: Duration, look: impl FnOnce(&Sender<String>) + Send + 'static) -> Vec<String> {
+    let (sender, receiver) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("holders".to_owned()).spawn(move || look(&sender));
+    let deadline = Instant::now() + time;
+    let mut found = Vec::new();
+    loop {
+        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(holder) => found.push(holder),
+            // Without a thread, too.
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                found.push("perhaps a program that hangs".to_owned());
+                break;
+            }
+        }
+    }
+    if let Err(error) = thread {
+        tracing::warn!(%error, "Nobody can look who uses a file");
+    }
     found
 }
 
-fn loop_devices(path: &Path) -> Vec<String> {
-    let mut found = Vec::new();
+fn loop_devices(path: &Path, found: &Sender<String>) {
     for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         let Ok(file) = fs::read(device.path().join("loop/backing_file")) else {
             continue;
         };
         if shows(file.strip_suffix(b"\n").unwrap_or(&file), path) {
-            found.push(format!("the loop device /dev/{}", device.file_name().display()));
+            // Nobody hears it any more after the time for it.
+            let _ = found.send(format!("the loop device /dev/{}", device.file_name().display()));
         }
     }
-    found
 }
 
-fn processes(path: &Path) -> Vec<String> {
-    let mut found = Vec::new();
+fn processes(path: &Path, found: &Sender<String>) {
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(id) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         if opens(&process.path(), path) || maps(&process.path(), path) {
             let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            found.push(format!("{} (process {id})", name.trim_end()));
+            // As above.
+            let _ = found.send(format!("{} (process {id})", name.trim_end()));
         }
     }
-    found
 }
 
 fn opens(process: &Path, path: &Path) -> bool {
@@ -58,4 +87,22 @@ fn maps(process: &Path, path: &Path) -> bool {
         return false;
     };
     maps.split(|byte| *byte == b'\n').any(|line| line.ends_with(path.as_os_str().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_hangs_does_not_hide_the_others() {
+        let (hang, hanging) = mpsc::channel::<()>();
+        let tell = |found: &Sender<String>| found.send("dd (process 7)".to_owned()).expect("somebody listens");
+        let found = within(Duration::from_millis(50), move |found| {
+            tell(found);
+            hanging.recv().expect_err("nothing is sent");
+        });
+        assert_eq!(found, ["dd (process 7)", "perhaps a program that hangs"]);
+        drop(hang);
+        assert_eq!(within(LOOK, move |found| tell(found)), ["dd (process 7)"]);
+    }
 }
