@@ -124,6 +124,8 @@ impl Subscription {
     pub(in crate::engine) fn public_state(&self) -> SubscribedState {
         match &self.state {
             State::Waiting { .. } if self.node.is_some() => SubscribedState::Waiting,
+            // Before its node is there, nobody can use it.
+            State::Active { .. } if self.node.is_none() => SubscribedState::Connecting,
             State::Waiting { .. } | State::Opening { .. } => SubscribedState::Connecting,
             State::Active { .. } | State::Closing { .. } => match self.phase() {
                 Some(Phase::Faulted(_)) => SubscribedState::Faulted,
