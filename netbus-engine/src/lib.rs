@@ -10,6 +10,7 @@
 //! - [`channel`]: the attachment that joins the two.
 //! - [`buffers`]: memory for large payloads, used again.
 //! - [`outbox`]: queues that whoever fills them also empties: how frames and replies leave without a task.
+//! - [`latency`]: where the time of requests goes.
 //! - [`session`]: links to other machines, up to messages of open channels.
 //! - [`identity`]: this machine's key, whom it trusts, and how machines come to trust each other.
 //! - [`discovery`]: who is on the network.
@@ -30,5 +31,6 @@ pub mod discovery;
 pub mod engine;
 pub mod frontend;
 pub mod identity;
+pub mod latency;
 pub mod outbox;
 pub mod session;

@@ -7,6 +7,8 @@ use futures::future::BoxFuture;
 use netbus_proto::ids::{Epoch, Tag};
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request};
 
+use crate::latency::Lap;
+
 /// Answers requests.
 ///
 /// Attachments are the only callers: one, or several that only read. Each hands over at most its policy's number of
@@ -33,6 +35,8 @@ pub struct Ticket {
     pub tag: Tag,
     /// What to do.
     pub request: Request,
+    /// What measures its way, for a backend with a way to measure.
+    pub lap: Option<Lap>,
     answer: Option<TicketAnswer>,
 }
 
@@ -46,7 +50,7 @@ impl Ticket {
         request: Request,
         answer: impl FnOnce(Epoch, Tag, Completion) + Send + 'static,
     ) -> Self {
-        Self { epoch, tag, request, answer: Some(Box::new(answer)) }
+        Self { epoch, tag, request, lap: None, answer: Some(Box::new(answer)) }
     }
 
     /// Answers it.

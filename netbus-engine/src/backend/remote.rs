@@ -13,8 +13,9 @@ use tokio::sync::oneshot;
 
 use super::{Backend, Ticket};
 use crate::class::DeviceClass;
-use crate::session::FrameSender;
+use crate::latency::Arrival;
 use crate::session::routes::{self, Route};
+use crate::session::{Frame, FrameSender};
 
 /// Tags from here on are this backend's own requests; an attachment counts from zero and does not get this far.
 const OWN_TAGS: u64 = 1 << 63;
@@ -45,7 +46,9 @@ impl Remote {
 
 impl Backend for Remote {
     fn submit(&self, ticket: Ticket) {
-        let frame = routes::request(self.class.code(), self.channel, ticket.epoch, ticket.tag, ticket.request.clone());
+        let request = ticket.request.clone();
+        let frame = routes::request(self.class.code(), self.channel, ticket.epoch, ticket.tag, request);
+        let frame = Frame { lap: ticket.lap.clone(), ..frame };
         let mut unanswered = self.lock();
         match unanswered.as_mut() {
             // Under the lock, so that a reply finds its ticket.
@@ -86,7 +89,7 @@ impl Route for Remote {
         Ok(())
     }
 
-    fn deliver(&self, header: &Header, body: Bytes) -> Result<(), DecodeError> {
+    fn deliver(&self, header: &Header, body: Bytes, arrival: &Arrival) -> Result<(), DecodeError> {
         let ticket = {
             let mut unanswered = self.lock();
             let Some(tickets) = unanswered.as_mut() else {
@@ -101,6 +104,9 @@ impl Route for Remote {
                 None => return Err(DecodeError::Body("reply to a request that was never made")),
             }
         };
+        if let Some(lap) = &ticket.lap {
+            lap.replied(header.tag, arrival);
+        }
         let completion = if header.flags.error {
             Err(DeviceError::decode(&body)?)
         } else {

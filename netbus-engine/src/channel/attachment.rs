@@ -22,6 +22,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use crate::backend::{Backend, Ticket};
 use crate::class::DeviceClass;
 use crate::frontend::{Accept, Answer, Queue};
+use crate::latency::{Component, Entry, Lap, Latency, Side};
 
 /// What others hold of an attachment. When the last one is dropped, the attachment ends and what is unanswered is
 /// answered with an error.
@@ -33,6 +34,7 @@ struct Inner {
     /// The class's description of the device, which a new backend may change.
     device: RwLock<Bytes>,
     read_only: bool,
+    latency: Arc<Latency>,
     room: Room,
     core: Mutex<Core>,
     /// The machine's phase, for those who wait for another one.
@@ -46,6 +48,13 @@ struct Room {
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     max_bytes: usize,
+}
+
+/// What is owed to a request that was accepted.
+struct Owed {
+    answer: Answer,
+    permit: Permit,
+    lap: Lap,
 }
 
 /// The room of one request, given back when it is answered.
@@ -94,6 +103,7 @@ impl Attachment {
     /// runtime.
     #[must_use]
     pub fn start(
+        side: Side,
         class: Arc<dyn DeviceClass>,
         device: Bytes,
         read_only: bool,
@@ -116,7 +126,8 @@ impl Attachment {
         let core = Core::new(machine::Attachment::new(limits, Instant::now()));
         let phases = watch::Sender::new(core.machine.phase().clone());
         let (device, core, due) = (RwLock::new(device), Mutex::new(core), Arc::new(Notify::new()));
-        let inner = Arc::new(Inner { class, device, read_only, room, core, phases, due: Arc::clone(&due) });
+        let latency = Latency::new(side);
+        let inner = Arc::new(Inner { class, device, read_only, latency, room, core, phases, due: Arc::clone(&due) });
         tokio::spawn(keep_time(Arc::downgrade(&inner), due));
         Self(inner)
     }
@@ -131,14 +142,16 @@ impl Attachment {
     ///
     /// # Errors
     /// [`NoRoom`] when the limits of the class's policy are reached; nothing is answered then.
-    pub fn accept_now(&self, request: Request, answer: Answer) -> Result<(), NoRoom> {
+    pub fn accept_now(&self, request: Request, entry: Entry, answer: Answer) -> Result<(), NoRoom> {
         let Some((request, shape, answer)) = self.0.judge(request, answer) else {
             return Ok(());
         };
+        let lap = self.0.measure(&shape, entry);
         let room = &self.0.room;
         let requests = Arc::clone(&room.requests).try_acquire_owned().map_err(|_| NoRoom)?;
         let bytes = Arc::clone(&room.bytes).try_acquire_many_owned(room.share(&shape)).map_err(|_| NoRoom)?;
-        self.0.hand_over(request, shape, answer, Permit { _request: requests, _bytes: bytes });
+        let permit = Permit { _request: requests, _bytes: bytes };
+        self.0.hand_over(request, shape, Owed { answer, permit, lap });
         Ok(())
     }
 
@@ -190,6 +203,12 @@ impl Attachment {
         });
     }
 
+    /// Where the time of its requests went.
+    #[must_use]
+    pub fn latency(&self) -> &Arc<Latency> {
+        &self.0.latency
+    }
+
     /// The class's description of the device, as the last backend had it.
     #[must_use]
     pub fn device(&self) -> Bytes {
@@ -221,23 +240,27 @@ impl Inner {
         match self.class.check(&device, self.read_only, &request) {
             Ok(shape) => Some((request, shape, answer)),
             Err(error) => {
-                answer(Err(error));
+                answer(Err(error), None);
                 None
             }
         }
     }
 
-    fn hand_over(self: &Arc<Self>, request: Request, shape: Shape, answer: Answer, permit: Permit) {
+    fn measure(&self, shape: &Shape, entry: Entry) -> Lap {
+        Lap::begin(&self.latency, shape.access.into(), entry)
+    }
+
+    fn hand_over(self: &Arc<Self>, request: Request, shape: Shape, owed: Owed) {
         let refused = self.bring(|core| match core.machine.handle_request(request, shape) {
             Ok(tag) => {
-                core.owed.insert(tag, (answer, permit));
+                core.owed.insert(tag, owed);
                 None
             }
-            Err(_) => Some(answer),
+            Err(_) => Some(owed.answer),
         });
         // Cannot be: the permit stands for the room. Answered all the same, since nothing may be lost.
         if let Some(answer) = refused {
-            answer(Err(DeviceError::new(ErrorKind::Io, "The attachment has no room")));
+            answer(Err(DeviceError::new(ErrorKind::Io, "The attachment has no room")), None);
         }
     }
 
@@ -277,9 +300,9 @@ impl Drop for Inner {
         let core = self.core.get_mut().unwrap_or_else(PoisonError::into_inner);
         core.machine.fault(DeviceError::new(ErrorKind::Gone, "The device was let go"));
         let wanted = core.wanted();
-        for (answer, permit, completion) in wanted.answers {
+        for (Owed { answer, permit, lap }, completion) in wanted.answers {
             drop(permit);
-            answer(completion);
+            answer(completion, Some(lap));
         }
         self.due.notify_one();
     }
@@ -300,19 +323,21 @@ impl Room {
 
 /// The way in that frontends have.
 impl Accept for Inner {
-    fn accept(self: Arc<Self>, request: Request, answer: Answer) -> BoxFuture<'static, ()> {
+    fn accept(self: Arc<Self>, request: Request, entry: Entry, answer: Answer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             if let Some((request, shape, answer)) = self.judge(request, answer) {
+                let lap = self.measure(&shape, entry);
                 let permit = self.room.acquire(&shape).await;
-                self.hand_over(request, shape, answer, permit);
+                self.hand_over(request, shape, Owed { answer, permit, lap });
             }
         })
     }
 
-    fn accept_blocking(self: Arc<Self>, request: Request, answer: Answer) {
+    fn accept_blocking(self: Arc<Self>, request: Request, entry: Entry, answer: Answer) {
         if let Some((request, shape, answer)) = self.judge(request, answer) {
+            let lap = self.measure(&shape, entry);
             let permit = futures::executor::block_on(self.room.acquire(&shape));
-            self.hand_over(request, shape, answer, permit);
+            self.hand_over(request, shape, Owed { answer, permit, lap });
         }
     }
 }
@@ -321,27 +346,46 @@ impl Accept for Inner {
 struct Core {
     machine: machine::Attachment,
     backend: Option<(Epoch, Arc<dyn Backend>)>,
-    owed: HashMap<Tag, (Answer, Permit)>,
+    owed: HashMap<Tag, Owed>,
     draining: Vec<oneshot::Sender<()>>,
     /// A thread is carrying out what the machine wants.
     carrying_out: bool,
     /// The phase that others have been told of.
     phase: Phase,
     phase_changed: bool,
+    /// When the completion came that is to be answered next.
+    completed: Option<Instant>,
 }
 
 /// What the machine wants done.
 #[derive(Default)]
 struct Wanted {
-    dispatches: Vec<(machine::Dispatch, Option<Arc<dyn Backend>>)>,
-    answers: Vec<(Answer, Permit, Completion)>,
+    dispatches: Vec<Handed>,
+    answers: Vec<(Owed, Completion)>,
     drained: Vec<oneshot::Sender<()>>,
+}
+
+/// A request on its way to a backend.
+struct Handed {
+    dispatch: machine::Dispatch,
+    backend: Option<Arc<dyn Backend>>,
+    /// `None` for the machine's own requests.
+    lap: Option<Lap>,
 }
 
 impl Core {
     fn new(machine: machine::Attachment) -> Self {
         let (phase, owed, draining) = (machine.phase().clone(), HashMap::new(), Vec::new());
-        Self { machine, backend: None, owed, draining, carrying_out: false, phase, phase_changed: false }
+        Self {
+            machine,
+            backend: None,
+            owed,
+            draining,
+            carrying_out: false,
+            phase,
+            phase_changed: false,
+            completed: None,
+        }
     }
 
     /// Gives up what has not begun; gives what has.
@@ -357,11 +401,14 @@ impl Core {
         let mut wanted = Wanted::default();
         while let Some(dispatch) = self.machine.poll_dispatch() {
             let bound = self.backend.as_ref().filter(|(epoch, _)| *epoch == dispatch.epoch);
-            wanted.dispatches.push((dispatch, bound.map(|(_, backend)| Arc::clone(backend))));
+            let backend = bound.map(|(_, backend)| Arc::clone(backend));
+            let lap = self.owed.get(&dispatch.tag).map(|owed| owed.lap.clone());
+            wanted.dispatches.push(Handed { dispatch, backend, lap });
         }
         while let Some((tag, completion)) = self.machine.poll_answer() {
-            if let Some((answer, permit)) = self.owed.remove(&tag) {
-                wanted.answers.push((answer, permit, completion));
+            if let Some(mut owed) = self.owed.remove(&tag) {
+                owed.lap.resume_at(*self.completed.get_or_insert_with(Instant::now));
+                wanted.answers.push((owed, completion));
             }
         }
         if !self.draining.is_empty() && matches!(self.machine.phase(), Phase::Parked { .. } | Phase::Faulted(_)) {
@@ -371,6 +418,7 @@ impl Core {
             self.phase = self.machine.phase().clone();
             self.phase_changed = true;
         }
+        self.completed = None;
         wanted
     }
 }
@@ -381,22 +429,33 @@ impl Wanted {
     }
 
     fn carry_out(self, attachment: &Arc<Inner>) {
-        for (answer, permit, completion) in self.answers {
+        for (Owed { answer, permit, lap }, completion) in self.answers {
             drop(permit);
-            answer(completion);
+            answer(completion, Some(lap));
         }
-        for (dispatch, backend) in self.dispatches {
+        for Handed { dispatch, backend, mut lap } in self.dispatches {
+            let is_local = attachment.latency.side() == Side::Host;
+            if is_local && let Some(lap) = &mut lap {
+                lap.pass(Component::Queue);
+            }
+            let mut at_device = lap.clone().filter(|_| is_local);
             // Requests in flight do not keep an attachment alive that nobody holds.
             let attachment = Arc::downgrade(attachment);
             let answer = move |epoch, tag, completion| {
+                let now = Instant::now();
+                if let Some(lap) = &mut at_device {
+                    lap.pass_at(Component::Disk, now);
+                }
                 // One that ends has answered what it owed.
                 if let Some(attachment) = attachment.upgrade() {
                     attachment.bring(|core| {
-                        core.machine.handle_completion(epoch, tag, completion, Instant::now());
+                        core.machine.handle_completion(epoch, tag, completion, now);
+                        core.completed = Some(now);
                     });
                 }
             };
-            let ticket = Ticket::new(dispatch.epoch, dispatch.tag, dispatch.request, answer);
+            let mut ticket = Ticket::new(dispatch.epoch, dispatch.tag, dispatch.request, answer);
+            ticket.lap = lap;
             match backend {
                 Some(backend) => backend.submit(ticket),
                 None => drop(ticket),

@@ -77,7 +77,11 @@ pub(super) enum Verb {
 #[derive(Debug, Subcommand)]
 pub(super) enum Request {
     /// Show what the daemon is and does
-    Status,
+    Status {
+        /// Show instead where the time of requests goes, part by part of their way
+        #[arg(long)]
+        latency: bool,
+    },
     /// List the devices of this machine
     Devices,
     /// List the paired machines and those on the network

@@ -54,6 +54,19 @@ pub(super) fn duration(seconds: u64) -> String {
     format!("{seconds} s")
 }
 
+/// A short duration in nanoseconds, in the unit that fits: `740 ns`, `12.3 µs`, `51.0 ms`, `2.0 s`.
+pub(super) fn brief(nanoseconds: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1_000, "µs"), (1_000_000, "ms"), (1_000_000_000, "s")];
+    if nanoseconds < 1_000 {
+        return format!("{nanoseconds} ns");
+    }
+    // Rounded to tenths, and in the next unit where that makes a thousand.
+    let tenths = |unit: u64| (u128::from(nanoseconds) * 10 + u128::from(unit) / 2) / u128::from(unit);
+    let fits = |(unit, _): &&(u64, &str)| tenths(*unit) < 10_000;
+    let (unit, name) = UNITS.iter().find(fits).unwrap_or(&UNITS[2]);
+    format!("{}.{} {name}", tenths(*unit) / 10, tenths(*unit) % 10)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -74,6 +87,13 @@ mod tests {
     fn durations_have_at_most_two_units() {
         let durations = [0, 59, 60, 119, 120, 5400, 90_061].map(duration);
         assert_eq!(durations, ["0 s", "59 s", "1 min", "1 min 59 s", "2 min", "1 h 30 min", "1 d 1 h"]);
+    }
+
+    #[test]
+    fn short_durations_have_one_decimal_and_the_unit_that_fits() {
+        let durations = [0, 999, 1_000, 12_345, 999_949, 999_950, 51_000_000, 2_000_000_000, 7_200_000_000_000];
+        let expected = ["0 ns", "999 ns", "1.0 µs", "12.3 µs", "999.9 µs", "1.0 ms", "51.0 ms", "2.0 s", "7200.0 s"];
+        assert_eq!(durations.map(brief), expected);
     }
 
     #[test]

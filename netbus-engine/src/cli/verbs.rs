@@ -13,7 +13,8 @@ use crate::control::client::Client;
 /// Does what is asked of the daemon whose control socket is `socket`.
 pub(super) async fn run(request: Request, socket: &Path, screen: &mut Screen) -> Result<(), Failure> {
     let call = match request {
-        Request::Status => Call::Status,
+        Request::Status { latency: false } => Call::Status,
+        Request::Status { latency: true } => Call::Latency,
         Request::Devices => Call::Devices,
         Request::Peers => Call::Peers,
         Request::Pair(pair) => return pairing::run(pair, socket, screen).await,
@@ -41,6 +42,7 @@ pub(super) async fn ask(socket: &Path, call: &Call, screen: &Screen) -> Result<A
 pub(super) fn print(answer: &Answer, screen: &mut Screen) -> Result<(), Failure> {
     match answer {
         Answer::Status(status) => screen.answer(answer, || show::status(status, &Clock::system()))?,
+        Answer::Latency(latency) => screen.answer(answer, || show::latency(latency))?,
         Answer::Devices { devices } => screen.answer(answer, || show::devices(devices))?,
         Answer::Peers { peers } => screen.answer(answer, || show::peers(peers))?,
         Answer::Channels { channels } => screen.answer(answer, || show::channels(channels))?,

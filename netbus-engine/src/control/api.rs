@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::class::LocalDevice;
+use crate::latency::report::Report;
 
 /// What a client asks for; one call a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ use crate::class::LocalDevice;
 pub enum Call {
     /// What this daemon is and does. Answer: [`Answer::Status`].
     Status,
+    /// Where the time of requests has gone so far. Answer: [`Answer::Latency`].
+    Latency,
     /// The devices of this machine. Answer: [`Answer::Devices`].
     Devices,
     /// The peers that are paired or seen. Answer: [`Answer::Peers`].
@@ -162,6 +165,8 @@ pub enum Answer {
     Done,
     /// To [`Call::Status`].
     Status(Status),
+    /// To [`Call::Latency`].
+    Latency(Report),
     /// To [`Call::Devices`].
     Devices {
         /// The devices of this machine.

@@ -14,6 +14,7 @@ use super::store::{DeviceBytes, Publications, StoredLease, StoredPublication};
 use super::{Core, Input, Reply, error_chain};
 use crate::class::{Identified, Identity, OpenError, OpenedDevice};
 use crate::control::api::{self, Answer, ApiError, ErrorKind, Event, PublishedState};
+use crate::latency::report::ChannelReport;
 use crate::session::{SessionHandle, SessionId};
 
 /// Publications of one machine.
@@ -357,6 +358,11 @@ impl Host {
     /// Everything that is published, as the control API tells it.
     pub(super) fn published(&self, core: &Core) -> Vec<api::Published> {
         self.publications.values().map(|publication| published(core, publication)).collect()
+    }
+
+    /// Where the time of peers' requests went.
+    pub(super) fn latency(&self, core: &Core) -> Vec<ChannelReport> {
+        self.publications.values().flat_map(|publication| publication.latency(core, &self.sessions)).collect()
     }
 
     fn open(&mut self, core: &Core, session: SessionId, tag: Tag, open: Open) {

@@ -24,6 +24,8 @@ use crate::channel::attachment::Attachment;
 use crate::class::{DeviceClass, OpenError, OpenedDevice};
 use crate::control::api::Event;
 use crate::frontend::export::Export;
+use crate::latency::Side;
+use crate::latency::report::ChannelReport;
 use crate::session::{SessionHandle, SessionId};
 
 /// Numbers of open channels; unique in this process, so that a number never means two things in a session.
@@ -133,6 +135,18 @@ impl Publication {
             Device::Open { opened, .. } | Device::Failed { opened } => opened.device.clone(),
             Device::Closed | Device::Opening { .. } => self.stored.device.0.clone().into(),
         }
+    }
+
+    /// Where the time of requests went, for each peer that has it open.
+    pub(super) fn latency(&self, core: &Core, sessions: &Sessions) -> Vec<ChannelReport> {
+        let mut open: Vec<_> = self.exports.iter().collect();
+        open.sort_unstable_by_key(|(epoch, _)| **epoch);
+        open.into_iter()
+            .filter_map(|(_, open)| {
+                let peer = core.peer_name(sessions.get(&open.session)?.handle.peer);
+                Some(ChannelReport::of(self.stored.name.clone(), peer, open.export.latency()))
+            })
+            .collect()
     }
 
     /// A peer asks for a lease.
@@ -415,7 +429,8 @@ impl Publication {
         let instance = self.instance(opened);
         let policy = self.class.policy();
         let read_only = !grant.write;
-        let attachment = Attachment::start(Arc::clone(&self.class), opened.device.clone(), read_only, None, None);
+        let attachment =
+            Attachment::start(Side::Host, Arc::clone(&self.class), opened.device.clone(), read_only, None, None);
         let binding = Binding {
             epoch: grant.epoch,
             generation: grant.generation,

@@ -18,6 +18,7 @@ use crate::control::Progress;
 use crate::control::api::{self, Answer, ApiError, Call, ErrorKind, Event};
 use crate::identity::pairing::HostWindow;
 use crate::identity::trust::TrustError;
+use crate::latency::report::Report;
 
 /// How long a subscription waits for its peer to be reached.
 const REACH_TIME: Duration = Duration::from_secs(10);
@@ -40,6 +41,7 @@ impl Engine {
     pub(super) fn call(&mut self, call: Call, progress: &Progress, reply: Reply) {
         match call {
             Call::Status => reply.succeed(Answer::Status(self.status())),
+            Call::Latency => reply.succeed(Answer::Latency(self.latency())),
             Call::Devices => self.devices(reply),
             Call::Peers => reply.succeed(Answer::Peers { peers: self.peers.public() }),
             Call::Pair { peer, code } => self.pair(&peer, code.as_str(), progress, reply),
@@ -88,6 +90,11 @@ impl Engine {
             peers: self.peers.public(),
             warnings: self.core.warnings.clone(),
         }
+    }
+
+    fn latency(&self) -> Report {
+        let subscribed = self.subscriber.iter().filter_map(|subscription| subscription.latency(&self.core)).collect();
+        Report { published: self.host.latency(&self.core), subscribed }
     }
 
     fn devices(&self, reply: Reply) {

@@ -11,8 +11,9 @@ use netbus_proto::wire::{DecodeError, Header};
 
 use crate::channel::attachment::Attachment;
 use crate::class::DeviceClass;
-use crate::session::FrameSender;
+use crate::latency::{Arrival, Entry, Latency};
 use crate::session::routes::{self, Route};
+use crate::session::{Frame, FrameSender};
 
 /// One lease's way to a device: an open channel of a session at its host.
 pub struct Export {
@@ -28,6 +29,12 @@ impl Export {
     #[must_use]
     pub fn new(class: Arc<dyn DeviceClass>, epoch: Epoch, attachment: Attachment, frames: FrameSender) -> Self {
         Self { class, epoch, attachment, frames, fenced: Arc::new(AtomicBool::new(false)) }
+    }
+
+    /// Where the time of its requests went.
+    #[must_use]
+    pub fn latency(&self) -> &Latency {
+        self.attachment.latency()
     }
 
     /// Takes the lease's right away: from here on its requests are refused. Resolves when none of them is at the
@@ -61,7 +68,7 @@ impl Route for Export {
         Ok(())
     }
 
-    fn deliver(&self, header: &Header, body: Bytes) -> Result<(), DecodeError> {
+    fn deliver(&self, header: &Header, body: Bytes, arrival: &Arrival) -> Result<(), DecodeError> {
         if header.epoch != self.epoch || self.fenced.load(Ordering::Acquire) {
             self.frames.send(routes::reply(header, Err(fenced())));
             return Ok(());
@@ -69,13 +76,14 @@ impl Route for Export {
         let args_len = self.class.args_len(header.op).unwrap_or(0);
         let request = Request { op: header.op, args: body.slice(..args_len), data: body.slice(args_len..) };
         let (header, frames, fenced) = (*header, self.frames.clone(), Arc::clone(&self.fenced));
-        let answer = Box::new(move |completion| {
+        let answer = Box::new(move |completion, lap| {
             // After a fence the peer has learned that its lease is gone; a late answer would only confuse it.
             if !fenced.load(Ordering::Acquire) {
-                frames.send(routes::reply(&header, completion));
+                frames.send(Frame { lap, ..routes::reply(&header, completion) });
             }
         });
-        self.attachment.accept_now(request, answer).map_err(|_| DecodeError::Body("request beyond its credits"))
+        let entry = Entry::from_peer(arrival);
+        self.attachment.accept_now(request, entry, answer).map_err(|_| DecodeError::Body("request beyond its credits"))
     }
 
     fn closed(&self) {

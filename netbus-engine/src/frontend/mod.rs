@@ -4,11 +4,14 @@ pub mod export;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request};
 use tokio::sync::oneshot;
+
+use crate::latency::{Component, Entry, Lap};
 
 /// The node an application holds open. It outlives its backends: what changes below is the attachment's matter.
 pub trait Frontend: Send + 'static {
@@ -39,16 +42,17 @@ pub struct Queue(Arc<dyn Accept>);
 
 /// The attachment's side of a [`Queue`].
 pub trait Accept: Send + Sync + 'static {
-    /// Accepts a request, waiting for room if there is none, and calls `answer` once with its completion. The call
-    /// to `answer` comes from any thread and must not block.
-    fn accept(self: Arc<Self>, request: Request, answer: Answer) -> BoxFuture<'static, ()>;
+    /// Accepts a request that came by `entry`, waiting for room if there is none, and calls `answer` once with its
+    /// completion. The call to `answer` comes from any thread and must not block.
+    fn accept(self: Arc<Self>, request: Request, entry: Entry, answer: Answer) -> BoxFuture<'static, ()>;
 
     /// The same from a thread that may block.
-    fn accept_blocking(self: Arc<Self>, request: Request, answer: Answer);
+    fn accept_blocking(self: Arc<Self>, request: Request, entry: Entry, answer: Answer);
 }
 
-/// Called once with a request's completion. It must not block.
-pub type Answer = Box<dyn FnOnce(Completion) + Send>;
+/// Called once with a request's completion, and with what measures its way back, unless it was refused at once. It must
+/// not block.
+pub type Answer = Box<dyn FnOnce(Completion, Option<Lap>) + Send>;
 
 impl Queue {
     /// A queue in front of `accept`.
@@ -61,20 +65,40 @@ impl Queue {
     /// # Errors
     /// The device's error.
     pub async fn call(&self, request: Request) -> Completion {
-        let (sender, receiver) = oneshot::channel();
-        let answer = Box::new(move |completion| drop(sender.send(completion)));
-        Arc::clone(&self.0).accept(request, answer).await;
-        receiver.await.unwrap_or_else(|_| Err(DeviceError::new(ErrorKind::Gone, "The device was let go")))
+        let (completion, lap) = self.call_since(request, Instant::now()).await;
+        if let Some(mut lap) = lap {
+            lap.pass(Component::Back);
+        }
+        completion
     }
 
-    /// Sends a request from a task; waits only for room. `answer` gets the completion and must not block.
-    pub async fn send(&self, request: Request, answer: impl FnOnce(Completion) + Send + 'static) {
-        Arc::clone(&self.0).accept(request, Box::new(answer)).await;
+    /// The same for a request that an application made at `received`; gives what measures the way back to it, too.
+    pub async fn call_since(&self, request: Request, received: Instant) -> (Completion, Option<Lap>) {
+        let (sender, receiver) = oneshot::channel();
+        self.send(request, received, move |completion, lap| drop(sender.send((completion, lap)))).await;
+        let gone = |_| (Err(DeviceError::new(ErrorKind::Gone, "The device was let go")), None);
+        receiver.await.unwrap_or_else(gone)
+    }
+
+    /// Sends a request, which an application made at `received`, from a task; waits only for room. `answer` gets the
+    /// completion and what measures the way back, and must not block.
+    pub async fn send(
+        &self,
+        request: Request,
+        received: Instant,
+        answer: impl FnOnce(Completion, Option<Lap>) + Send + 'static,
+    ) {
+        Arc::clone(&self.0).accept(request, Entry::from_application(received), Box::new(answer)).await;
     }
 
     /// Sends a request from a thread that may block while there is no room.
-    pub fn send_blocking(&self, request: Request, answer: impl FnOnce(Completion) + Send + 'static) {
-        Arc::clone(&self.0).accept_blocking(request, Box::new(answer));
+    pub fn send_blocking(
+        &self,
+        request: Request,
+        received: Instant,
+        answer: impl FnOnce(Completion, Option<Lap>) + Send + 'static,
+    ) {
+        Arc::clone(&self.0).accept_blocking(request, Entry::from_application(received), Box::new(answer));
     }
 }
 

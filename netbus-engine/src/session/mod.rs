@@ -244,7 +244,7 @@ impl Actor {
 
     fn transmit(&mut self) {
         while let Some((header, args)) = self.session.poll_transmit() {
-            self.frames.send(Frame { header, args, data: Bytes::new() });
+            self.frames.send(Frame { header, args, data: Bytes::new(), lap: None });
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::record::{self, Content, Opener};
 use super::routes::Routes;
 use crate::buffers::Buffer;
+use crate::latency::Arrival;
 use crate::outbox::Plug;
 
 /// How much is taken from the link at a time, in bytes.
@@ -31,8 +32,8 @@ impl Activity {
         Self { started, milliseconds: AtomicU64::new(0), records: AtomicU64::new(0) }
     }
 
-    fn note(&self) {
-        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    fn note(&self, now: Instant) {
+        let elapsed = u64::try_from(now.duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
         self.milliseconds.store(elapsed, Ordering::Relaxed);
     }
 
@@ -70,6 +71,40 @@ pub(super) struct Receiver {
     /// Opened and not yet taken, a part of `buffer`.
     plain: std::ops::Range<usize>,
     message: Message,
+    timing: Timing,
+}
+
+/// How long messages take to come out of what was read.
+struct Timing {
+    /// When something was read last.
+    read: Instant,
+    /// Since when the present message is worked on, or what was read last of it.
+    since: Instant,
+    /// What was spent on parts of it that were read before.
+    earlier: Duration,
+}
+
+impl Timing {
+    fn new(now: Instant) -> Self {
+        Self { read: now, since: now, earlier: Duration::ZERO }
+    }
+
+    /// Something was read.
+    fn read(&mut self, now: Instant) {
+        (self.read, self.since) = (now, now);
+    }
+
+    /// More has to be read for the present message.
+    fn pause(&mut self) {
+        self.earlier += self.since.elapsed();
+    }
+
+    /// The present message is whole.
+    fn arrival(&mut self) -> Arrival {
+        let at = Instant::now();
+        let opened = at.duration_since(self.since);
+        Arrival { read: self.read, earlier: std::mem::take(&mut self.earlier), opened, at }
+    }
 }
 
 /// The message that is being put together.
@@ -108,7 +143,9 @@ impl Receiver {
         incoming: mpsc::Sender<Incoming>,
     ) -> Self {
         let buffer = vec![0; BUFFER].into_boxed_slice();
-        Self { read, opener, activity, routes, incoming, buffer, start: 0, end: 0, plain: 0..0, message: NO_HEADER }
+        let timing = Timing::new(activity.started);
+        let (start, end, plain, message) = (0, 0, 0..0, NO_HEADER);
+        Self { read, opener, activity, routes, incoming, buffer, start, end, plain, message, timing }
     }
 
     pub(super) async fn run(mut self) {
@@ -150,7 +187,9 @@ impl Receiver {
             Ok(0) => Err(Incoming::Lost("The other side closed the link".to_owned())),
             Ok(read) => {
                 self.end += read;
-                self.activity.note();
+                let now = Instant::now();
+                self.activity.note(now);
+                self.timing.read(now);
                 Ok(())
             }
             Err(error) => Err(Incoming::Lost(format!("The link broke: {error}"))),
@@ -166,6 +205,9 @@ impl Receiver {
                 return Ok(need);
             }
             if self.plain.is_empty() && !self.open_record()? {
+                if !matches!(self.message, Message::Header { have: 0, .. }) {
+                    self.timing.pause();
+                }
                 return Ok(Need::Bytes);
             }
             self.take_plain()?;
@@ -233,7 +275,11 @@ impl Receiver {
                 if header.class == CONTROL {
                     return Ok(Some(Need::Delivery(header, body)));
                 }
-                self.routes.deliver(&header, body).map_err(Incoming::Malformed)?;
+                let arrival = self.timing.arrival();
+                self.routes.deliver(&header, body, &arrival).map_err(Incoming::Malformed)?;
+                if self.start < self.end || !self.plain.is_empty() {
+                    self.timing.since = Instant::now();
+                }
                 Ok(None)
             }
             message @ (Message::Header { .. } | Message::Body { .. }) => {

@@ -9,6 +9,7 @@ use netbus_proto::request::{Completion, DeviceError, ErrorKind};
 use netbus_proto::wire::{DecodeError, Flags, Header};
 
 use super::{Frame, FrameSender};
+use crate::latency::Arrival;
 
 /// One end of an open channel: at the host the export that takes requests, at the subscriber the remote backend that
 /// takes replies.
@@ -19,11 +20,11 @@ pub trait Route: Send + Sync + 'static {
     /// An error ends the session.
     fn admit(&self, header: &Header) -> Result<(), DecodeError>;
 
-    /// Takes a message. Must not block.
+    /// Takes a message that came out of the link as `arrival` tells. Must not block.
     ///
     /// # Errors
     /// An error ends the session.
-    fn deliver(&self, header: &Header, body: Bytes) -> Result<(), DecodeError>;
+    fn deliver(&self, header: &Header, body: Bytes, arrival: &Arrival) -> Result<(), DecodeError>;
 
     /// The session is over: nothing more arrives, and nothing more can be sent.
     fn closed(&self);
@@ -89,9 +90,9 @@ impl Routes {
         }
     }
 
-    pub(super) fn deliver(&self, header: &Header, body: Bytes) -> Result<(), DecodeError> {
+    pub(super) fn deliver(&self, header: &Header, body: Bytes, arrival: &Arrival) -> Result<(), DecodeError> {
         if let Some(route) = self.route(header)? {
-            return route.deliver(header, body);
+            return route.deliver(header, body, arrival);
         }
         if !header.flags.reply {
             let error = DeviceError::new(ErrorKind::Fenced, "The channel is no longer open for this peer");
@@ -151,5 +152,5 @@ pub fn request(
 
 fn frame(header: Header, args: Bytes, data: Bytes) -> Frame {
     let body_len = u32::try_from(args.len() + data.len()).expect("classes bound their bodies below MAX_BODY");
-    Frame { header: Header { body_len, ..header }, args, data }
+    Frame { header: Header { body_len, ..header }, args, data, lap: None }
 }

@@ -5,17 +5,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
+use netbus_proto::ids::Tag;
 use netbus_proto::wire::Header;
 use tokio::io::AsyncWrite;
 use tokio::net::tcp::OwnedWriteHalf;
 
 use super::record::{Content, MAX_PLAINTEXT, OVERHEAD, Sealer};
+use crate::latency::Lap;
 use crate::outbox::{Drain, Items, Outbox};
 
 /// A message ready for the link.
-#[derive(Debug)]
 pub struct Frame {
     /// Its header; `body_len` is the sum of the two parts.
     pub header: Header,
@@ -23,6 +25,8 @@ pub struct Frame {
     pub args: Bytes,
     /// The second part of the body: the payload.
     pub data: Bytes,
+    /// What measures its way, for one that is a request or a reply.
+    pub lap: Option<Lap>,
 }
 
 /// Where frames are handed over. Unbounded, since the credits of the grants bound what is in it.
@@ -42,6 +46,7 @@ impl FrameSender {
             records: Arc::clone(&records),
             gathered: Vec::new(),
             payload: Bytes::new(),
+            laps: Laps::default(),
             sealed: vec![0; BATCH + SLACK].into_boxed_slice(),
             start: 0,
             end: 0,
@@ -99,11 +104,64 @@ struct Sending {
     gathered: Vec<u8>,
     /// What is left of a large payload; goes out behind `gathered`.
     payload: Bytes,
+    /// What measures the frames that are being sealed.
+    laps: Laps,
     /// Records; those from `start` to `end` are not on the link yet.
     sealed: Box<[u8]>,
     start: usize,
     end: usize,
     state: State,
+}
+
+/// How long frames wait and are sealed, batch by batch.
+#[derive(Default)]
+struct Laps {
+    /// When the present batch was begun.
+    begun: Option<Instant>,
+    /// The frames in it that are measured, the last one last. Its memory is used again and again.
+    frames: Vec<Sealing>,
+    /// Whether the frame that was taken last is among them.
+    last_is_measured: bool,
+}
+
+/// A frame that is being sealed.
+struct Sealing {
+    tag: Tag,
+    lap: Lap,
+    /// When its first batch was begun.
+    taken: Instant,
+    /// What was spent on its earlier batches.
+    spent: Duration,
+}
+
+impl Laps {
+    /// Something is about to be sealed.
+    fn begin(&mut self) {
+        self.begun.get_or_insert_with(Instant::now);
+    }
+
+    fn add(&mut self, tag: Tag, lap: Option<Lap>) {
+        self.last_is_measured = lap.is_some();
+        if let (Some(lap), Some(taken)) = (lap, self.begun) {
+            self.frames.push(Sealing { tag, lap, taken, spent: Duration::ZERO });
+        }
+    }
+
+    /// A batch is sealed, and with it all frames but the last one if that is `unfinished`.
+    fn end(&mut self, unfinished: bool) {
+        let Some(begun) = self.begun.take() else { return };
+        if self.frames.is_empty() {
+            return;
+        }
+        let sealing = begun.elapsed();
+        let kept = usize::from(unfinished && self.last_is_measured);
+        for Sealing { tag, lap, taken, spent } in self.frames.drain(..self.frames.len() - kept) {
+            lap.sealed(tag, taken, spent + sealing);
+        }
+        for frame in &mut self.frames {
+            frame.spent += sealing;
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,6 +174,9 @@ enum State {
 impl Sending {
     /// Seals what waits, as much as one batch takes.
     fn fill(&mut self, items: &Items<Outgoing>) -> io::Result<()> {
+        if !self.payload.is_empty() {
+            self.laps.begin();
+        }
         while self.end < BATCH {
             if !self.payload.is_empty() {
                 self.seal_gathered()?;
@@ -129,6 +190,7 @@ impl Sending {
             }
             match items.take() {
                 Some(Outgoing::Frame(frame)) => {
+                    self.laps.begin();
                     self.gather(&frame.header.encode())?;
                     self.gather(&frame.args)?;
                     if frame.data.len() >= GATHER_LIMIT {
@@ -136,6 +198,7 @@ impl Sending {
                     } else {
                         self.gather(&frame.data)?;
                     }
+                    self.laps.add(frame.header.tag, frame.lap);
                 }
                 Some(Outgoing::End) => {
                     /// The alert `close_notify`, at level warning (RFC 8446, section 6).
@@ -150,6 +213,7 @@ impl Sending {
             }
         }
         self.seal_gathered()?;
+        self.laps.end(!self.payload.is_empty());
         self.records.store(self.sealer.records(), Ordering::Relaxed);
         Ok(())
     }

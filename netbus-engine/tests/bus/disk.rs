@@ -2,6 +2,9 @@
 
 use std::io::{Read, Write};
 
+use netbus_engine::latency::report::ComponentReport;
+use netbus_engine::latency::{Component, Operation};
+
 /// What a client sees at a node of the `nbd` way, spoken as the NBD protocol's `doc/proto.md` has it.
 struct NbdClient(Box<dyn Stream>);
 
@@ -32,6 +35,15 @@ async fn an_image_file_is_used_elsewhere_by_nbd() {
     .await
     .unwrap();
     assert_eq!(size, 1 << 20);
+    // The client may have its reply before the writing of it is counted.
+    crate::machine::until("all replies to be counted", async || {
+        let report = desk.latency().await;
+        let back = |times: &&ComponentReport| times.component == Component::Back;
+        let counted = report.subscribed[0].components.iter().filter(back).map(|back| (back.operation, back.count));
+        let expected = [(Operation::Read, 2), (Operation::Write, 1), (Operation::Flush, 1)];
+        counted.eq(expected).then_some(())
+    })
+    .await;
     desk.unsubscribe("attic/disk").await.unwrap();
     attic.nobody_uses().await;
     let content = std::fs::read(&image).unwrap();

@@ -12,6 +12,7 @@ use netbus_engine::control::api::{Answer, ApiError, Call, PairingCode, Published
 use netbus_engine::control::{Engine as _, Progress};
 use netbus_engine::engine::{self, EngineHandle, Parts};
 use netbus_engine::identity::{keys, tls};
+use netbus_engine::latency::report::Report;
 use netbus_engine::session::accept::accept_links;
 use netbus_engine::session::link;
 use tempfile::TempDir;
@@ -105,6 +106,11 @@ impl Machine {
     pub(crate) async fn status(&self) -> Status {
         let Ok(Answer::Status(status)) = self.call(Call::Status).await else { panic!("no status") };
         status
+    }
+
+    pub(crate) async fn latency(&self) -> Report {
+        let Ok(Answer::Latency(report)) = self.call(Call::Latency).await else { panic!("no latency") };
+        report
     }
 
     pub(crate) async fn devices(&self) -> Vec<LocalDevice> {

@@ -5,6 +5,7 @@
 
 mod crash;
 mod disk;
+mod latency;
 mod machine;
 mod shelf;
 mod slate;

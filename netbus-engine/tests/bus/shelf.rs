@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -26,12 +27,18 @@ pub(crate) struct ShelfClass {
     life: Arc<Mutex<u8>>,
     fronts: Arc<Mutex<HashMap<String, Queue>>>,
     handless: Arc<AtomicBool>,
+    delay: Arc<Mutex<Duration>>,
 }
 
 impl ShelfClass {
     /// Whether this machine lacks what presenting a shelf takes.
     pub(crate) fn set_handless(&self, handless: bool) {
         self.handless.store(handless, Ordering::Relaxed);
+    }
+
+    /// How long the real shelf takes for everything from now on.
+    pub(crate) fn set_delay(&self, delay: Duration) {
+        *self.delay.lock().unwrap() = delay;
     }
 
     /// What is in a cell of the real shelf.
@@ -97,7 +104,7 @@ impl DeviceClass for ShelfClass {
         let mut life = self.life.lock().unwrap();
         *life += 1;
         Ok(OpenedDevice {
-            backend: Arc::new(Shelf(Arc::clone(&self.cells))),
+            backend: Arc::new(Shelf { cells: Arc::clone(&self.cells), delay: Arc::clone(&self.delay) }),
             device: Bytes::from_static(&[0x18, 200]),
             instance: Instance([*life; 16]),
             path: PathBuf::from("shelf"),
@@ -177,24 +184,38 @@ impl DeviceClass for ShelfClass {
 }
 
 /// The real shelf.
-struct Shelf(Arc<Mutex<HashMap<u8, Bytes>>>);
+struct Shelf {
+    cells: Arc<Mutex<HashMap<u8, Bytes>>>,
+    delay: Arc<Mutex<Duration>>,
+}
 
 impl Backend for Shelf {
     fn submit(&self, ticket: Ticket) {
-        let cell = ticket.request.args[0];
-        if ticket.request.op == PUT {
-            self.0.lock().unwrap().insert(cell, ticket.request.data.clone());
-            ticket.succeed(Bytes::new());
-        } else {
-            let data = self.0.lock().unwrap().get(&cell).cloned().unwrap_or_default();
-            ticket.succeed(data);
+        let (cells, delay) = (Arc::clone(&self.cells), *self.delay.lock().unwrap());
+        if delay.is_zero() {
+            return answer(ticket, &cells);
         }
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            answer(ticket, &cells);
+        });
     }
 
     fn cancel(&self, _epoch: Epoch, _tag: Tag) {}
 
     fn quiesce(&self) -> BoxFuture<'_, Result<(), DeviceError>> {
         Box::pin(async { Ok(()) })
+    }
+}
+
+fn answer(ticket: Ticket, cells: &Mutex<HashMap<u8, Bytes>>) {
+    let cell = ticket.request.args[0];
+    if ticket.request.op == PUT {
+        cells.lock().unwrap().insert(cell, ticket.request.data.clone());
+        ticket.succeed(Bytes::new());
+    } else {
+        let data = cells.lock().unwrap().get(&cell).cloned().unwrap_or_default();
+        ticket.succeed(data);
     }
 }
 

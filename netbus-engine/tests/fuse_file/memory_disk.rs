@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_engine::frontend::{Accept, Answer, Queue};
+use netbus_engine::latency::Entry;
 use netbus_proto::class::block::{BlockRequest, Geometry};
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -80,7 +81,7 @@ impl MemoryDisk {
                 while let Some(job) = next(&receiver) {
                     let Some(disk) = disk.upgrade() else { return };
                     let completion = disk.complete(&job.request);
-                    (job.answer)(completion);
+                    (job.answer)(completion, None);
                 }
             });
         }
@@ -154,15 +155,15 @@ impl State {
 }
 
 impl Accept for MemoryDisk {
-    fn accept(self: Arc<Self>, request: Request, answer: Answer) -> BoxFuture<'static, ()> {
+    fn accept(self: Arc<Self>, request: Request, _entry: Entry, answer: Answer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let permit = Arc::clone(&self.room).acquire_owned().await.unwrap();
             self.jobs.lock().unwrap().send(Job { request, answer, _permit: permit }).unwrap();
         })
     }
 
-    fn accept_blocking(self: Arc<Self>, request: Request, answer: Answer) {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.accept(request, answer));
+    fn accept_blocking(self: Arc<Self>, request: Request, entry: Entry, answer: Answer) {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.accept(request, entry, answer));
     }
 }
 

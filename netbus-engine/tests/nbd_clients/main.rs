@@ -9,8 +9,8 @@ mod fake_disk;
 use std::fs;
 use std::process::Stdio;
 
-use netbus_engine::frontend;
 use netbus_engine::frontend::RemoveError;
+use netbus_engine::{frontend, latency};
 use netbus_proto::class::block::Geometry;
 
 use self::bench::{Presented, command, in_thread, run};

@@ -19,20 +19,21 @@ struct Room {
 }
 
 /// Lower rooms first. A room that is not here does not pass: its author decides where it belongs.
-const ROOMS: [Room; 14] = [
+const ROOMS: [Room; 15] = [
     Room { name: "config", uses: &[] },
     Room { name: "discovery", uses: &[] },
     Room { name: "identity", uses: &["config"] },
     Room { name: "buffers", uses: &[] },
+    Room { name: "latency", uses: &[] },
     Room { name: "outbox", uses: &[] },
-    Room { name: "session", uses: &["buffers", "identity", "outbox"] },
+    Room { name: "session", uses: &["buffers", "identity", "latency", "outbox"] },
     // A device is the same whether a peer or an application uses it: no class knows of peers, leases or the owner.
-    Room { name: "class", uses: &["backend", "buffers", "frontend", "outbox"] },
-    Room { name: "backend", uses: &["class", "session"] },
-    Room { name: "frontend", uses: &["class", "channel", "session"] },
-    Room { name: "channel", uses: &["class", "backend", "frontend"] },
+    Room { name: "class", uses: &["backend", "buffers", "frontend", "latency", "outbox"] },
+    Room { name: "backend", uses: &["class", "latency", "session"] },
+    Room { name: "frontend", uses: &["class", "channel", "latency", "session"] },
+    Room { name: "channel", uses: &["class", "backend", "frontend", "latency"] },
     // Its words are what a client and the owner share; neither is known here.
-    Room { name: "control", uses: &["class"] },
+    Room { name: "control", uses: &["class", "latency"] },
     Room {
         name: "engine",
         uses: &[
@@ -40,6 +41,7 @@ const ROOMS: [Room; 14] = [
             "config",
             "discovery",
             "identity",
+            "latency",
             "session",
             "class",
             "backend",
@@ -50,7 +52,7 @@ const ROOMS: [Room; 14] = [
     },
     Room { name: "daemon", uses: &["config", "discovery", "identity", "session", "class", "control", "engine"] },
     // A client like any other: what it wants of the owner it asks through the control socket.
-    Room { name: "cli", uses: &["config", "class", "control", "daemon"] },
+    Room { name: "cli", uses: &["config", "class", "control", "daemon", "latency"] },
 ];
 
 /// Every use of a room that the table does not allow, as a sentence each with its file and line.

@@ -1,10 +1,12 @@
 //! Answers for people: lists as tables, the rest as sentences. All of it is printable and ends its lines; an empty
 //! list is empty, so that scripts need not know what it would say.
 
+mod latency;
 mod news;
 #[cfg(test)]
 mod tests;
 
+pub(super) use latency::latency;
 pub(super) use news::event;
 
 use super::text::{Table, printable};
@@ -13,6 +15,7 @@ use crate::class::LocalDevice;
 use crate::control::api::{
     Answer, ChannelInfo, Holder, PeerInfo, Published, PublishedState, Status, Subscribed, SubscribedState,
 };
+use crate::latency::report::Report;
 
 /// The whole of a daemon, section by section.
 pub(super) fn status(status: &Status, clock: &Clock) -> String {
@@ -90,6 +93,9 @@ pub(super) fn note(answer: &Answer) -> Option<String> {
     match answer {
         Answer::Done => Some("Done".to_owned()),
         Answer::Status(_) | Answer::Code { .. } => None,
+        Answer::Latency(Report { published, subscribed }) => (published.iter().chain(subscribed))
+            .all(|channel| channel.components.is_empty())
+            .then(|| "No request has passed through an open channel yet".to_owned()),
         Answer::Devices { devices } => devices.is_empty().then(|| "This machine has no devices to publish".to_owned()),
         Answer::Peers { peers } => peers.is_empty().then(|| "No other machine is paired or on the network".to_owned()),
         Answer::Channels { channels } => {

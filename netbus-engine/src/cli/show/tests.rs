@@ -4,6 +4,8 @@ use jiff::tz::TimeZone;
 
 use super::*;
 use crate::control::api::Event;
+use crate::latency::report::{ChannelReport, ComponentReport};
+use crate::latency::{Component, Operation};
 
 fn clock() -> Clock {
     Clock { now: "2026-11-20T12:00:00Z".parse().unwrap(), zone: TimeZone::fixed(jiff::tz::offset(1)) }
@@ -192,6 +194,48 @@ fn empty_lists_print_nothing_and_note_why() {
     ] {
         assert!(note(&empty).is_some(), "{empty:?}");
     }
+}
+
+#[test]
+fn the_latency_is_a_table_of_components_for_each_side() {
+    let times = |operation, component, median| ComponentReport {
+        operation,
+        component,
+        count: 1200,
+        median_nanoseconds: median,
+        p99_nanoseconds: 4 * median,
+        mean_nanoseconds: median + median / 10,
+    };
+    let hosted = ChannelReport {
+        channel: "backup".to_owned(),
+        peer: "den".to_owned(),
+        components: vec![
+            times(Operation::Write, Component::Decrypt, 800),
+            times(Operation::Flush, Component::Disk, 50_000_000),
+        ],
+    };
+    let idle = ChannelReport { peer: "desk".to_owned(), components: Vec::new(), ..hosted.clone() };
+    let used = ChannelReport {
+        channel: "attic/music".to_owned(),
+        peer: "attic".to_owned(),
+        components: vec![times(Operation::Read, Component::Link, 41_250)],
+    };
+    let expected = "\
+Published
+  CHANNEL  PEER  OPERATION  COMPONENT  COUNT  MEDIAN   P99       MEAN
+  backup   den   write      decrypt    1200   800 ns   3.2 µs    880 ns
+  backup   den   flush      disk       1200   50.0 ms  200.0 ms  55.0 ms
+
+Subscribed
+  CHANNEL      PEER   OPERATION  COMPONENT  COUNT  MEDIAN   P99       MEAN
+  attic/music  attic  read       link       1200   41.3 µs  165.0 µs  45.4 µs
+";
+    let all = Report { published: vec![hosted, idle.clone()], subscribed: vec![used] };
+    assert_eq!(latency(&all), expected);
+    assert_eq!(note(&Answer::Latency(all)), None);
+    let nothing = Report { published: vec![idle], subscribed: Vec::new() };
+    assert_eq!(latency(&nothing), "");
+    assert!(note(&Answer::Latency(nothing)).is_some());
 }
 
 #[test]

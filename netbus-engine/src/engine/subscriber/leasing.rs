@@ -18,6 +18,7 @@ use crate::backend::remote::Remote;
 use crate::channel::attachment::Attachment;
 use crate::control::api::ErrorKind as ApiErrorKind;
 use crate::engine::{Core, Input};
+use crate::latency::Side;
 use crate::session::{SessionHandle, SessionId};
 
 impl Subscriber {
@@ -105,7 +106,7 @@ impl Subscriber {
         let attachment = subscription.attachment.get_or_insert_with(|| {
             let log = class.flush().map(LogPolicy::new);
             let patience = subscription.stored.give_up_after.map(Duration::from_secs);
-            let attachment = Attachment::start(class, device.clone(), read_only, log, patience);
+            let attachment = Attachment::start(Side::Subscriber, class, device.clone(), read_only, log, patience);
             tokio::spawn(watch(attachment.phases(), key, core.inputs.clone()));
             attachment
         });

@@ -20,6 +20,7 @@ use super::super::{Core, Reply, seconds_since_1970, timestamp};
 use crate::channel::attachment::Attachment;
 use crate::control::api::{self, ErrorKind, SubscribedState};
 use crate::frontend::Frontend;
+use crate::latency::report::ChannelReport;
 use crate::session::SessionId;
 
 /// One subscription.
@@ -119,6 +120,13 @@ impl Subscription {
             since: timestamp(self.since),
             error: self.error(),
         }
+    }
+
+    /// Where the time of its requests went; none before it had its first lease.
+    pub(in crate::engine) fn latency(&self, core: &Core) -> Option<ChannelReport> {
+        let channel = core.channel_path(self.stored.host, &self.stored.channel);
+        let attachment = self.attachment.as_ref()?;
+        Some(ChannelReport::of(channel, core.peer_name(self.stored.host), attachment.latency()))
     }
 
     pub(in crate::engine) fn public_state(&self) -> SubscribedState {

@@ -5,20 +5,48 @@
 //! long for one request is split and joined.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use netbus_proto::class::block::{BlockRequest, Geometry, MAX_IO, MAX_ZEROES};
-use netbus_proto::request::{DeviceError, ErrorKind};
+use netbus_proto::request::{Completion, DeviceError, ErrorKind};
 
 use super::ranges::Ranges;
 use crate::frontend::Queue;
+use crate::latency::{Component, Lap};
 
 /// The disk behind a [`Queue`], as a run of bytes.
 pub(super) struct Disk {
     queue: Queue,
     geometry: Geometry,
     changing: Ranges,
+}
+
+/// One request of an application, as it is measured.
+pub(super) struct Errand(Mutex<Progress>);
+
+struct Progress {
+    /// Since when the frontend has been at it: it came, or something that it needs was answered.
+    since: Instant,
+    /// What measures the way back of the last answer.
+    lap: Option<Lap>,
+}
+
+impl Errand {
+    /// A request that comes now.
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Progress { since: Instant::now(), lap: None }))
+    }
+
+    /// The application has its answer.
+    pub(super) fn finish(self) {
+        let progress = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut lap) = progress.lap {
+            lap.pass(Component::Back);
+        }
+    }
 }
 
 impl Disk {
@@ -32,57 +60,57 @@ impl Disk {
     }
 
     /// The bytes of `range`, which lies within the disk.
-    pub(super) async fn read(&self, range: Range<u64>) -> Result<Bytes, DeviceError> {
+    pub(super) async fn read(&self, errand: &Errand, range: Range<u64>) -> Result<Bytes, DeviceError> {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
         let blocks = self.widened(&range);
-        let whole = self.read_blocks(blocks.clone()).await?;
+        let whole = self.read_blocks(errand, blocks.clone()).await?;
         let skip = index(range.start - blocks.start);
         Ok(whole.slice(skip..skip + index(range.end - range.start)))
     }
 
     /// Replaces the bytes from `offset` on by `data`, which lies within the disk; durable before it returns if `fua`.
-    pub(super) async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
+    pub(super) async fn write(&self, errand: &Errand, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         let range = offset..offset + data.len() as u64;
         let _claim = self.changing.claim(self.widened(&range)).await;
-        self.replace(range, data, fua).await
+        self.replace(errand, range, data, fua).await
     }
 
     /// Makes `range`, which lies within the disk, read as zeroes; `allocated` keeps its space.
-    pub(super) async fn zero(&self, range: Range<u64>, allocated: bool) -> Result<(), DeviceError> {
+    pub(super) async fn zero(&self, errand: &Errand, range: Range<u64>, allocated: bool) -> Result<(), DeviceError> {
         let _claim = self.changing.claim(self.widened(&range)).await;
         let inner = self.narrowed(&range);
         if inner.is_empty() {
-            return self.replace(range.clone(), zeroes(&range), false).await;
+            return self.replace(errand, range.clone(), zeroes(&range), false).await;
         }
         // The whole blocks go first: a device that cannot zero says so before anything has changed.
         for (offset, length) in pieces(inner.clone(), MAX_ZEROES) {
             let request = BlockRequest::WriteZeroes { offset, length, no_hole: allocated, fua: false };
-            self.queue.call(request.into_request()).await?;
+            self.call(errand, request).await?;
         }
         for edge in [range.start..inner.start, inner.end..range.end] {
             if !edge.is_empty() {
-                self.replace(edge.clone(), zeroes(&edge), false).await?;
+                self.replace(errand, edge.clone(), zeroes(&edge), false).await?;
             }
         }
         Ok(())
     }
 
     /// Makes every answered change durable.
-    pub(super) async fn flush(&self) -> Result<(), DeviceError> {
-        self.queue.call(BlockRequest::Flush.into_request()).await?;
+    pub(super) async fn flush(&self, errand: &Errand) -> Result<(), DeviceError> {
+        self.call(errand, BlockRequest::Flush).await?;
         Ok(())
     }
 
     /// Writes `data` over `range`, whose blocks are claimed.
-    async fn replace(&self, range: Range<u64>, data: Bytes, fua: bool) -> Result<(), DeviceError> {
+    async fn replace(&self, errand: &Errand, range: Range<u64>, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         let blocks = self.widened(&range);
-        let data = if blocks == range { data } else { self.merged(&range, &blocks, &data).await? };
+        let data = if blocks == range { data } else { self.merged(errand, &range, &blocks, &data).await? };
         let writes = pieces(blocks.clone(), MAX_IO).map(|(offset, length)| {
             let skip = index(offset - blocks.start);
             let data = data.slice(skip..skip + length as usize);
-            self.queue.call(BlockRequest::Write { offset, data, fua }.into_request())
+            self.call(errand, BlockRequest::Write { offset, data, fua })
         });
         // All of them are awaited even when one fails: the claim must outlive every write below it.
         for answer in join_all(writes).await {
@@ -92,18 +120,24 @@ impl Disk {
     }
 
     /// The content of `blocks` once `data` has replaced `range` in it.
-    async fn merged(&self, range: &Range<u64>, blocks: &Range<u64>, data: &Bytes) -> Result<Bytes, DeviceError> {
+    async fn merged(
+        &self,
+        errand: &Errand,
+        range: &Range<u64>,
+        blocks: &Range<u64>,
+        data: &Bytes,
+    ) -> Result<Bytes, DeviceError> {
         let block_size = u64::from(self.geometry.block_size);
         let (before, after) = (index(range.start - blocks.start), index(blocks.end - range.end));
         let first = blocks.start..blocks.start + block_size;
         let last = blocks.end - block_size..blocks.end;
         let (head, tail) = if first == last {
-            let block = self.read_blocks(first).await?;
+            let block = self.read_blocks(errand, first).await?;
             (block.clone(), block)
         } else {
             let first = if before > 0 { first } else { 0..0 };
             let last = if after > 0 { last } else { 0..0 };
-            futures::future::try_join(self.read_blocks(first), self.read_blocks(last)).await?
+            futures::future::try_join(self.read_blocks(errand, first), self.read_blocks(errand, last)).await?
         };
         let mut whole = BytesMut::with_capacity(index(blocks.end - blocks.start));
         whole.extend_from_slice(&head[..before]);
@@ -112,8 +146,8 @@ impl Disk {
         Ok(whole.freeze())
     }
 
-    async fn read_blocks(&self, blocks: Range<u64>) -> Result<Bytes, DeviceError> {
-        let reads = pieces(blocks.clone(), MAX_IO).map(|(offset, length)| self.read_piece(offset, length));
+    async fn read_blocks(&self, errand: &Errand, blocks: Range<u64>) -> Result<Bytes, DeviceError> {
+        let reads = pieces(blocks.clone(), MAX_IO).map(|(offset, length)| self.read_piece(errand, offset, length));
         let mut parts = Vec::new();
         for answer in join_all(reads).await {
             parts.push(answer?);
@@ -124,8 +158,16 @@ impl Disk {
         }
     }
 
-    async fn read_piece(&self, offset: u64, length: u32) -> Result<Bytes, DeviceError> {
-        let data = self.queue.call(BlockRequest::Read { offset, length }.into_request()).await?;
+    async fn call(&self, errand: &Errand, request: BlockRequest) -> Completion {
+        let progress = || errand.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = progress().since;
+        let (completion, lap) = self.queue.call_since(request.into_request(), since).await;
+        *progress() = Progress { since: Instant::now(), lap };
+        completion
+    }
+
+    async fn read_piece(&self, errand: &Errand, offset: u64, length: u32) -> Result<Bytes, DeviceError> {
+        let data = self.call(errand, BlockRequest::Read { offset, length }).await?;
         if data.len() != length as usize {
             let text = format!("A read of {length} bytes was answered with {} bytes", data.len());
             return Err(DeviceError::new(ErrorKind::Io, text));
@@ -175,17 +217,20 @@ mod tests {
 
     use super::*;
     use crate::frontend::{Accept, Answer};
+    use crate::latency::Entry;
 
     #[tokio::test]
     async fn concurrent_changes_within_one_block_all_survive() {
         let disk = Disk::new(Queue::new(Arc::new(Later::default())), Geometry { size: 8192, block_size: 4096 });
+        let errand = Errand::new();
         let writes = (0..80).map(|number: u8| {
             let data = Bytes::from(vec![number + 1; 100]);
-            disk.write(u64::from(number) * 100, data, false)
+            let disk = &disk;
+            async move { disk.write(&Errand::new(), u64::from(number) * 100, data, false).await }
         });
-        let (written, zeroed) = futures::future::join(join_all(writes), disk.zero(8100..8192, false)).await;
+        let (written, zeroed) = futures::future::join(join_all(writes), disk.zero(&errand, 8100..8192, false)).await;
         assert!(written.iter().all(Result::is_ok) && zeroed.is_ok());
-        let content = disk.read(0..8192).await.expect("the disk reads");
+        let content = disk.read(&errand, 0..8192).await.expect("the disk reads");
         for (number, part) in (1..=80).zip(content.chunks(100)) {
             assert_eq!(part, [number; 100], "part {number}");
         }
@@ -210,16 +255,16 @@ mod tests {
     }
 
     impl Accept for Later {
-        fn accept(self: Arc<Self>, request: Request, answer: Answer) -> BoxFuture<'static, ()> {
+        fn accept(self: Arc<Self>, request: Request, _entry: Entry, answer: Answer) -> BoxFuture<'static, ()> {
             let content = Arc::clone(&self.0);
             tokio::spawn(async move {
                 tokio::task::yield_now().await;
-                answer(execute(&mut content.lock().expect("no test panics with it"), &request));
+                answer(execute(&mut content.lock().expect("no test panics with it"), &request), None);
             });
             Box::pin(async {})
         }
 
-        fn accept_blocking(self: Arc<Self>, _request: Request, _answer: Answer) {
+        fn accept_blocking(self: Arc<Self>, _request: Request, _entry: Entry, _answer: Answer) {
             panic!("The disk has tasks only");
         }
     }

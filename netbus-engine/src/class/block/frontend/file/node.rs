@@ -25,7 +25,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::disk::Disk;
+use super::disk::{Disk, Errand};
 use crate::frontend::Queue;
 
 /// Asynchronous requests that the kernel has under way at once: readahead, write-back of mappings, loop devices with
@@ -101,7 +101,7 @@ impl Node {
     fn answer<T: Send + 'static>(
         &self,
         operation: &'static str,
-        work: impl Future<Output = Result<T, DeviceError>> + Send + 'static,
+        work: impl Future<Output = (Result<T, DeviceError>, Errand)> + Send + 'static,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let mut ended = self.ended.clone();
@@ -109,14 +109,15 @@ impl Node {
             return reply(Err(REMOVED));
         }
         self.runtime.spawn(async move {
-            let result = tokio::select! {
-                result = work => result.map_err(|error| {
-                    tracing::debug!(operation, kind = ?error.kind, %error, "The device refused a request");
-                    errno(error.kind)
-                }),
-                _ = ended.wait_for(|ended| *ended) => Err(REMOVED),
+            let (result, errand) = tokio::select! {
+                (result, errand) = work => (result, errand),
+                _ = ended.wait_for(|ended| *ended) => return reply(Err(REMOVED)),
             };
-            reply(result);
+            reply(result.map_err(|error| {
+                tracing::debug!(operation, kind = ?error.kind, %error, "The device refused a request");
+                errno(error.kind)
+            }));
+            errand.finish();
         });
     }
 }
@@ -199,7 +200,8 @@ impl Filesystem for Node {
     ) {
         let end = offset.saturating_add(size.into()).min(self.disk.size());
         let disk = Arc::clone(&self.disk);
-        let work = async move { disk.read(offset.min(end)..end).await };
+        let errand = Errand::new();
+        let work = async move { (disk.read(&errand, offset.min(end)..end).await, errand) };
         self.answer("read", work, |result| match result {
             Ok(data) => reply.data(&data),
             Err(errno) => reply.error(errno),
@@ -221,6 +223,7 @@ impl Filesystem for Node {
         if self.read_only {
             return reply.error(Errno::EROFS);
         }
+        let errand = Errand::new();
         // As on a block device, what fits is written. The error for the rest is told at once, since the kernel takes a
         // short count for a broken server (EIO).
         let room = usize::try_from(self.disk.size().saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -239,7 +242,7 @@ impl Filesystem for Node {
         };
         let data = Bytes::copy_from_slice(data);
         let disk = Arc::clone(&self.disk);
-        let work = async move { disk.write(offset, data, fua).await };
+        let work = async move { (disk.write(&errand, offset, data, fua).await, errand) };
         self.answer("write", work, move |written| match written.and(result) {
             Ok(length) => reply.written(length),
             Err(errno) => reply.error(errno),
@@ -254,7 +257,9 @@ impl Filesystem for Node {
 
     fn fsync(&self, _request: &Request, _node: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let disk = Arc::clone(&self.disk);
-        self.answer("fsync", async move { disk.flush().await }, |result| done(result, reply));
+        let errand = Errand::new();
+        let work = async move { (disk.flush(&errand).await, errand) };
+        self.answer("fsync", work, |result| done(result, reply));
     }
 
     fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
@@ -288,7 +293,9 @@ impl Filesystem for Node {
         }
         self.touch();
         let disk = Arc::clone(&self.disk);
-        self.answer("fallocate", async move { disk.zero(offset..end, allocated).await }, |result| done(result, reply));
+        let errand = Errand::new();
+        let work = async move { (disk.zero(&errand, offset..end, allocated).await, errand) };
+        self.answer("fallocate", work, |result| done(result, reply));
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 use netbus_proto::class::block::BlockRequest;
@@ -16,6 +17,7 @@ use super::transmission::Room;
 use super::wire::{self, Errno, REPLY_LEN};
 use super::work::Pieces;
 use crate::frontend::Queue;
+use crate::latency::{Component, Lap};
 use crate::outbox::{Drain, Items, Outbox};
 
 /// One client's requests and replies.
@@ -51,6 +53,8 @@ enum Outgoing {
         cookie: u64,
         result: Result<Vec<Bytes>, Errno>,
         room: Room,
+        /// What measures the way back, for one that was at the device.
+        lap: Option<Lap>,
     },
     /// Nothing follows.
     End,
@@ -64,6 +68,7 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Connection<W> {
             pending: Vec::new(),
             written: 0,
             rooms: Vec::new(),
+            laps: Vec::new(),
             ended: false,
         };
         let outbox = Outbox::new(replies);
@@ -96,8 +101,9 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Connection<W> {
         }
     }
 
+    /// Replies to a request that was at no device.
     pub(super) fn reply(&self, cookie: u64, result: Result<Vec<Bytes>, Errno>, room: Room) {
-        self.outbox.push(Outgoing::Reply { cookie, result, room });
+        self.outbox.push(Outgoing::Reply { cookie, result, room, lap: None });
     }
 
     /// Replies to everything that is under way with `error`.
@@ -109,8 +115,9 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Connection<W> {
         self.settled.notify_waiters();
     }
 
-    /// Sends a request's pieces to the device; resolves when it has taken them. The reply follows when they are done.
-    pub(super) async fn hand_over(self: Arc<Self>, cookie: u64, room: Room, pieces: Pieces) {
+    /// Sends the pieces of a request, which came in at `received`, to the device; resolves when it has taken them. The
+    /// reply follows when they are done.
+    pub(super) async fn hand_over(self: Arc<Self>, cookie: u64, received: Instant, room: Room, pieces: Pieces) {
         if pieces.ready.is_empty() {
             return self.reply(cookie, Ok(Vec::new()), room);
         }
@@ -126,13 +133,19 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Connection<W> {
         for (index, piece) in pieces.ready.into_iter().enumerate() {
             let expected = answer_len(&piece);
             let connection = Arc::clone(&self);
-            let answer = move |completion| connection.answered(number, index, expected, completion);
-            self.queue.send(piece.into_request(), answer).await;
+            let answer = move |completion, lap| connection.answered(number, (index, expected), completion, lap);
+            self.queue.send(piece.into_request(), received, answer).await;
         }
     }
 
-    /// A piece is done.
-    fn answered(self: Arc<Self>, number: u64, index: usize, expected: usize, completion: Completion) {
+    /// A piece is done, of which so many bytes are expected.
+    fn answered(
+        self: Arc<Self>,
+        number: u64,
+        (index, expected): (usize, usize),
+        completion: Completion,
+        lap: Option<Lap>,
+    ) {
         let part = fitting(completion, expected);
         let mut open = self.open();
         // One that was failed meanwhile has its reply already.
@@ -155,8 +168,8 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Connection<W> {
             drop(open);
             tokio::spawn(async move {
                 let connection = Arc::clone(&self);
-                let answer = move |completion| connection.answered(number, 0, 0, completion);
-                self.queue.send(BlockRequest::Flush.into_request(), answer).await;
+                let answer = move |completion, lap| connection.answered(number, (0, 0), completion, lap);
+                self.queue.send(BlockRequest::Flush.into_request(), Instant::now(), answer).await;
             });
             return;
         }
@@ -164,7 +177,8 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Connection<W> {
         let settled = open.requests.is_empty();
         drop(open);
         if let Some(Request { cookie, room, parts, failed, .. }) = finished {
-            self.reply(cookie, failed.map_or(Ok(parts), |(_, error)| Err(error)), room);
+            let result = failed.map_or(Ok(parts), |(_, error)| Err(error));
+            self.outbox.push(Outgoing::Reply { cookie, result, room, lap });
         }
         if settled {
             self.settled.notify_waiters();
@@ -208,6 +222,8 @@ struct Replies<W> {
     written: usize,
     /// The rooms of what is pending.
     rooms: Vec<Room>,
+    /// What measures the way of what is pending.
+    laps: Vec<Lap>,
     ended: bool,
 }
 
@@ -220,9 +236,13 @@ impl<W> Replies<W> {
         self.written = 0;
         // Gives the rooms of what has left back.
         self.rooms.clear();
+        if !self.laps.is_empty() {
+            let now = Instant::now();
+            self.laps.drain(..).for_each(|mut lap| lap.pass_at(Component::Back, now));
+        }
         while self.pending.len() < MAX_PIECES && !self.ended {
             match items.take() {
-                Some(Outgoing::Reply { cookie, result, room }) => {
+                Some(Outgoing::Reply { cookie, result, room, lap }) => {
                     let (payload, error) = match result {
                         Ok(payload) => (payload, None),
                         Err(error) => (Vec::new(), Some(error)),
@@ -232,6 +252,7 @@ impl<W> Replies<W> {
                     self.pending.push(self.headers.split().freeze());
                     self.pending.extend(payload.into_iter().filter(|part| !part.is_empty()));
                     self.rooms.push(room);
+                    self.laps.extend(lap);
                 }
                 Some(Outgoing::End) => self.ended = true,
                 None => break,

@@ -14,6 +14,7 @@ use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request};
 use tokio::sync::{Semaphore, watch};
 
 use crate::frontend::{Accept, Answer, Queue};
+use crate::latency::Entry;
 
 /// How long a test waits for what should happen at once.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -119,7 +120,7 @@ impl State {
 }
 
 impl Accept for FakeDisk {
-    fn accept(self: Arc<Self>, request: Request, answer: Answer) -> BoxFuture<'static, ()> {
+    fn accept(self: Arc<Self>, request: Request, _entry: Entry, answer: Answer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let permit = Arc::clone(&self.room).acquire_owned().await.unwrap();
             let state = self.state.clone();
@@ -138,12 +139,12 @@ impl Accept for FakeDisk {
                     completion = Some(state.execute(&request));
                 });
                 drop(permit);
-                answer(completion.unwrap());
+                answer(completion.unwrap(), None);
             });
         })
     }
 
-    fn accept_blocking(self: Arc<Self>, request: Request, answer: Answer) {
-        futures::executor::block_on(self.accept(request, answer));
+    fn accept_blocking(self: Arc<Self>, request: Request, entry: Entry, answer: Answer) {
+        futures::executor::block_on(self.accept(request, entry, answer));
     }
 }

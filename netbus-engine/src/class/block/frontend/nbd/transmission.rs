@@ -14,6 +14,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use futures::future::{BoxFuture, select};
@@ -144,6 +145,10 @@ struct Receiver<R, W> {
     limits: Limits,
     connection: Arc<Connection<W>>,
     state: State,
+    /// When something was read last.
+    read: Instant,
+    /// When the start of the present request was read.
+    received: Instant,
 }
 
 /// How far the next request is.
@@ -176,7 +181,9 @@ where
 {
     fn new(reader: R, buffer: BytesMut, disk: &Disk, connection: Arc<Connection<W>>) -> Self {
         let limits = Limits::new();
-        Self { reader, buffer, disk: disk.clone(), limits, connection, state: State::Header }
+        let now = Instant::now();
+        let (disk, state) = (disk.clone(), State::Header);
+        Self { reader, buffer, disk, limits, connection, state, read: now, received: now }
     }
 
     /// Takes requests in until the client wants no more.
@@ -189,6 +196,7 @@ where
                         let between = matches!(self.state, State::Header) && self.buffer.is_empty();
                         return if between { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
                     }
+                    self.read = Instant::now();
                 }
                 Wait::Room => match std::mem::replace(&mut self.state, State::Header) {
                     State::Admitted(header, admitted, room) => self.admitted(header, admitted, room.await),
@@ -224,6 +232,7 @@ where
                     };
                     let header = RequestHeader::parse(bytes)?;
                     self.buffer.advance(REQUEST_LEN);
+                    self.received = self.read;
                     if header.command == command::DISC {
                         return Ok(Wait::Over);
                     }
@@ -250,7 +259,8 @@ where
                         return Ok(Wait::Bytes(missing));
                     }
                     if let State::Payload(header, room, pieces) = std::mem::replace(&mut self.state, State::Header) {
-                        let handing = Arc::clone(&self.connection).hand_over(header.cookie, room, pieces);
+                        let handing =
+                            Arc::clone(&self.connection).hand_over(header.cookie, self.received, room, pieces);
                         self.state = State::Handing(Box::pin(handing));
                     }
                 }

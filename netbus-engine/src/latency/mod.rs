@@ -1,0 +1,278 @@
+//! Where the time of requests goes: each part of a request's way has a histogram of how long it took there.
+//!
+//! ```text
+//!  subscriber   frontend  queue  encrypt  [ link                                        ]  decrypt  back
+//!  host                                     ~~~  decrypt  queue  disk  back  encrypt  ~~~
+//! ```
+//!
+//! Every attachment has a [`Latency`], which counts for as long as it lives: at the subscriber for the life of the node,
+//! at the host for the life of a lease's channel, so anew after a lost link. What is measured are durations of one
+//! machine's clock; no time is sent to the other. What the network and the systems' sockets took is therefore what is left
+//! when the host's parts are taken from the subscriber's `link`.
+//!
+//! A request costs a few looks at the clock and additions to atomics, and no memory of its own: a [`Lap`] travels with it
+//! and tells where it goes on measuring. [`histogram`] holds the numbers, [`report`] tells them.
+
+pub mod histogram;
+pub mod report;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use netbus_proto::ids::Tag;
+use netbus_proto::request::Access;
+use serde::{Deserialize, Serialize};
+
+use self::histogram::Histogram;
+pub use self::histogram::Summary;
+
+/// Which end of a channel measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Its applications make the requests.
+    Subscriber,
+    /// It has the device.
+    Host,
+}
+
+/// A part of a request's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Component {
+    /// From the receipt of a request by the frontend until the attachment got it.
+    Frontend,
+    /// Waiting: for room, for earlier requests on the same blocks, for a link. At the host also for requests that arrived
+    /// in the same record.
+    Queue,
+    /// Sealing the records that the message left in, those of messages that left with it included.
+    Encrypt,
+    /// From the request's last record being sealed until the reply was read from the socket, without what the subscriber
+    /// spent on earlier parts of the reply meanwhile: both systems' sockets, the network and the host.
+    Link,
+    /// From reading a message from the socket until it was whole and in the clear. At the subscriber, replies that
+    /// arrived in the same record come before it; at the host this waiting is `queue`.
+    Decrypt,
+    /// The device.
+    Disk,
+    /// From the answer until the frontend had written it to the application; at the host, until it was sealed.
+    Back,
+}
+
+/// What a request does, which decides among what others it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operation {
+    /// It leaves the content as it is.
+    Read,
+    /// It changes the content.
+    Write,
+    /// It makes changes durable.
+    Flush,
+}
+
+impl Side {
+    /// The components of this side, in the order in which a request passes through them.
+    #[must_use]
+    pub fn components(self) -> &'static [Component] {
+        use Component::{Back, Decrypt, Disk, Encrypt, Frontend, Link, Queue};
+        match self {
+            Self::Subscriber => &[Frontend, Queue, Encrypt, Link, Decrypt, Back],
+            Self::Host => &[Decrypt, Queue, Disk, Back, Encrypt],
+        }
+    }
+}
+
+impl Component {
+    const COUNT: usize = 7;
+}
+
+impl Operation {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Flush];
+}
+
+impl From<Access> for Operation {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Observe => Self::Read,
+            Access::Change => Self::Write,
+            Access::Flush => Self::Flush,
+        }
+    }
+}
+
+/// When requests that are under way were sent is remembered for so many of them. Should one be answered after as many
+/// later ones were sent, its time on the link is counted from its acceptance.
+const SENT_REMEMBERED: u64 = 256;
+
+/// The histograms of one attachment.
+pub struct Latency {
+    side: Side,
+    /// From here on times are counted.
+    started: Instant,
+    /// By operation and component.
+    histograms: Box<[Histogram]>,
+    /// When requests were sealed: nanoseconds since `started`, and above them the tag's upper bits.
+    sent: Box<[AtomicU64]>,
+}
+
+impl Latency {
+    /// Empty histograms.
+    #[must_use]
+    pub fn new(side: Side) -> Arc<Self> {
+        let histograms = (0..Operation::ALL.len() * Component::COUNT).map(|_| Histogram::default()).collect();
+        let sent = (0..SENT_REMEMBERED).map(|_| AtomicU64::new(NEVER_SENT)).collect();
+        Arc::new(Self { side, started: Instant::now(), histograms, sent })
+    }
+
+    /// Which end it belongs to.
+    #[must_use]
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// Counts a duration.
+    pub fn record(&self, operation: Operation, component: Component, duration: Duration) {
+        self.histogram(operation, component).record(duration);
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn summary(&self, operation: Operation, component: Component) -> Summary {
+        self.histogram(operation, component).summary()
+    }
+
+    fn histogram(&self, operation: Operation, component: Component) -> &Histogram {
+        &self.histograms[operation as usize * Component::COUNT + component as usize]
+    }
+
+    fn remember_sent(&self, tag: Tag, at: Instant) {
+        self.place(tag).store(mark(tag) | self.nanoseconds(at), Ordering::Relaxed);
+    }
+
+    /// How long before `at` a request was sent, if that is remembered.
+    fn since_sent(&self, tag: Tag, at: Instant) -> Option<Duration> {
+        let sent = self.place(tag).load(Ordering::Relaxed);
+        let since = self.nanoseconds(at).wrapping_sub(sent) & TIME_MASK;
+        (sent != NEVER_SENT && sent & !TIME_MASK == mark(tag)).then(|| Duration::from_nanos(since))
+    }
+
+    fn nanoseconds(&self, at: Instant) -> u64 {
+        let nanoseconds = at.saturating_duration_since(self.started).as_nanos() & u128::from(TIME_MASK);
+        u64::try_from(nanoseconds).expect("the mask has 48 bits")
+    }
+
+    fn place(&self, tag: Tag) -> &AtomicU64 {
+        let place = tag.0 % SENT_REMEMBERED;
+        &self.sent[usize::try_from(place).expect("there are few places")]
+    }
+}
+
+/// The bits of a time in [`Latency::sent`]. It wraps around after three days, longer than the time between two moments
+/// that are compared.
+const TIME_MASK: u64 = (1 << 48) - 1;
+
+const NEVER_SENT: u64 = u64::MAX;
+
+/// The tag's bits that tell it from others in the same place.
+fn mark(tag: Tag) -> u64 {
+    (tag.0 / SENT_REMEMBERED) << 48
+}
+
+/// How a request came to its attachment.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The component before the attachment.
+    component: Component,
+    /// How long it took.
+    spent: Duration,
+    /// Since when it waits in the attachment.
+    since: Instant,
+}
+
+impl Entry {
+    /// From a frontend that received it at `received` and hands it over now.
+    #[must_use]
+    pub fn from_application(received: Instant) -> Self {
+        let since = Instant::now();
+        Self { component: Component::Frontend, spent: since.saturating_duration_since(received), since }
+    }
+
+    /// From a peer.
+    #[must_use]
+    pub fn from_peer(arrival: &Arrival) -> Self {
+        // What arrived with it and came before it is waiting.
+        let since = arrival.read + arrival.opened;
+        Self { component: Component::Decrypt, spent: arrival.earlier + arrival.opened, since }
+    }
+}
+
+/// How a message came out of the link.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// When its last bytes were read from the socket.
+    pub read: Instant,
+    /// What was spent on its earlier parts, which were read before.
+    pub earlier: Duration,
+    /// What was spent on the part that was read last.
+    pub opened: Duration,
+    /// When it was whole and in the clear.
+    pub at: Instant,
+}
+
+/// One request, or its answer, on its way: since when it is at the component that counts it next.
+#[derive(Clone)]
+pub struct Lap {
+    latency: Arc<Latency>,
+    operation: Operation,
+    since: Instant,
+}
+
+impl Lap {
+    /// A request that has come to the attachment which `latency` belongs to.
+    #[must_use]
+    pub fn begin(latency: &Arc<Latency>, operation: Operation, entry: Entry) -> Self {
+        latency.record(operation, entry.component, entry.spent);
+        Self { latency: Arc::clone(latency), operation, since: entry.since }
+    }
+
+    /// Counts the time until now for `component`; what follows begins now.
+    pub fn pass(&mut self, component: Component) {
+        self.pass_at(component, Instant::now());
+    }
+
+    /// The same at a moment that is known.
+    pub fn pass_at(&mut self, component: Component, at: Instant) {
+        self.latency.record(self.operation, component, at.saturating_duration_since(self.since));
+        self.since = at;
+    }
+
+    /// What follows begins at `at`; what was before is counted elsewhere.
+    pub fn resume_at(&mut self, at: Instant) {
+        self.since = at;
+    }
+
+    /// The message with it was sealed: it waited until `taken`, and its records took `sealing`.
+    pub fn sealed(mut self, tag: Tag, taken: Instant, sealing: Duration) {
+        match self.latency.side {
+            // It was sent before, over a link that was lost: the way to there is counted, and the rest is `link`.
+            Side::Subscriber if self.latency.since_sent(tag, taken).is_some() => return,
+            Side::Subscriber => {
+                self.pass_at(Component::Queue, taken);
+                self.latency.remember_sent(tag, taken + sealing);
+            }
+            Side::Host => self.pass_at(Component::Back, taken),
+        }
+        self.latency.record(self.operation, Component::Encrypt, sealing);
+    }
+
+    /// Its reply, of this tag, has arrived.
+    pub fn replied(&self, tag: Tag, arrival: &Arrival) {
+        let decrypting = arrival.earlier + arrival.at.saturating_duration_since(arrival.read);
+        let since_sent = self.latency.since_sent(tag, arrival.at);
+        let link = since_sent.unwrap_or_else(|| arrival.at.saturating_duration_since(self.since));
+        self.latency.record(self.operation, Component::Link, link.saturating_sub(decrypting));
+        self.latency.record(self.operation, Component::Decrypt, decrypting);
+    }
+}
