@@ -54,7 +54,8 @@ struct Room {
 struct Owed {
     answer: Answer,
     permit: Permit,
-    lap: Lap,
+    /// `None` for one that is not measured.
+    lap: Option<Lap>,
 }
 
 /// The room of one request, given back when it is answered.
@@ -146,7 +147,7 @@ impl Attachment {
         let Some((request, shape, answer)) = self.0.judge(request, answer) else {
             return Ok(());
         };
-        let lap = self.0.measure(&shape, entry);
+        let lap = self.0.measure(&shape, &entry);
         let room = &self.0.room;
         let requests = Arc::clone(&room.requests).try_acquire_owned().map_err(|_| NoRoom)?;
         let bytes = Arc::clone(&room.bytes).try_acquire_many_owned(room.share(&shape)).map_err(|_| NoRoom)?;
@@ -246,7 +247,7 @@ impl Inner {
         }
     }
 
-    fn measure(&self, shape: &Shape, entry: Entry) -> Lap {
+    fn measure(&self, shape: &Shape, entry: &Entry) -> Option<Lap> {
         Lap::begin(&self.latency, shape.access.into(), entry)
     }
 
@@ -302,7 +303,7 @@ impl Drop for Inner {
         let wanted = core.wanted();
         for (Owed { answer, permit, lap }, completion) in wanted.answers {
             drop(permit);
-            answer(completion, Some(lap));
+            answer(completion, lap);
         }
         self.due.notify_one();
     }
@@ -326,7 +327,7 @@ impl Accept for Inner {
     fn accept(self: Arc<Self>, request: Request, entry: Entry, answer: Answer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             if let Some((request, shape, answer)) = self.judge(request, answer) {
-                let lap = self.measure(&shape, entry);
+                let lap = self.measure(&shape, &entry);
                 let permit = self.room.acquire(&shape).await;
                 self.hand_over(request, shape, Owed { answer, permit, lap });
             }
@@ -335,7 +336,7 @@ impl Accept for Inner {
 
     fn accept_blocking(self: Arc<Self>, request: Request, entry: Entry, answer: Answer) {
         if let Some((request, shape, answer)) = self.judge(request, answer) {
-            let lap = self.measure(&shape, entry);
+            let lap = self.measure(&shape, &entry);
             let permit = futures::executor::block_on(self.room.acquire(&shape));
             self.hand_over(request, shape, Owed { answer, permit, lap });
         }
@@ -369,7 +370,7 @@ struct Wanted {
 struct Handed {
     dispatch: machine::Dispatch,
     backend: Option<Arc<dyn Backend>>,
-    /// `None` for the machine's own requests.
+    /// `None` for one that is not measured, as the machine's own are not.
     lap: Option<Lap>,
 }
 
@@ -402,12 +403,14 @@ impl Core {
         while let Some(dispatch) = self.machine.poll_dispatch() {
             let bound = self.backend.as_ref().filter(|(epoch, _)| *epoch == dispatch.epoch);
             let backend = bound.map(|(_, backend)| Arc::clone(backend));
-            let lap = self.owed.get(&dispatch.tag).map(|owed| owed.lap.clone());
+            let lap = self.owed.get(&dispatch.tag).and_then(|owed| owed.lap.clone());
             wanted.dispatches.push(Handed { dispatch, backend, lap });
         }
         while let Some((tag, completion)) = self.machine.poll_answer() {
             if let Some(mut owed) = self.owed.remove(&tag) {
-                owed.lap.resume_at(*self.completed.get_or_insert_with(Instant::now));
+                if let Some(lap) = &mut owed.lap {
+                    lap.resume_at(*self.completed.get_or_insert_with(Instant::now));
+                }
                 wanted.answers.push((owed, completion));
             }
         }
@@ -431,7 +434,7 @@ impl Wanted {
     fn carry_out(self, attachment: &Arc<Inner>) {
         for (Owed { answer, permit, lap }, completion) in self.answers {
             drop(permit);
-            answer(completion, Some(lap));
+            answer(completion, lap);
         }
         for Handed { dispatch, backend, mut lap } in self.dispatches {
             let is_local = attachment.latency.side() == Side::Host;

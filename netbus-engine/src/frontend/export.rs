@@ -82,7 +82,7 @@ impl Route for Export {
                 frames.send(Frame { lap, ..routes::reply(&header, completion) });
             }
         });
-        let entry = Entry::from_peer(arrival);
+        let entry = Entry::Peer(*arrival);
         self.attachment.accept_now(request, entry, answer).map_err(|_| DecodeError::Body("request beyond its credits"))
     }
 

@@ -88,7 +88,7 @@ impl Queue {
         received: Instant,
         answer: impl FnOnce(Completion, Option<Lap>) + Send + 'static,
     ) {
-        Arc::clone(&self.0).accept(request, Entry::from_application(received), Box::new(answer)).await;
+        Arc::clone(&self.0).accept(request, Entry::Application { received }, Box::new(answer)).await;
     }
 
     /// Sends a request from a thread that may block while there is no room.
@@ -98,7 +98,7 @@ impl Queue {
         received: Instant,
         answer: impl FnOnce(Completion, Option<Lap>) + Send + 'static,
     ) {
-        Arc::clone(&self.0).accept_blocking(request, Entry::from_application(received), Box::new(answer));
+        Arc::clone(&self.0).accept_blocking(request, Entry::Application { received }, Box::new(answer));
     }
 }
 

@@ -10,8 +10,8 @@
 //! machine's clock; no time is sent to the other. What the network and the systems' sockets took is therefore what is left
 //! when the host's parts are taken from the subscriber's `link`.
 //!
-//! A request costs a few looks at the clock and additions to atomics, and no memory of its own: a [`Lap`] travels with it
-//! and tells where it goes on measuring. [`histogram`] holds the numbers, [`report`] tells them.
+//! Measuring a request takes some looks at the clock and additions to atomics, but no lock and no memory: a [`Lap`] travels
+//! with it. Where many come, one in 16 is measured, which costs the others next to nothing. [`histogram`] holds the numbers, [`report`] tells them.
 
 pub mod histogram;
 pub mod report;
@@ -106,11 +106,19 @@ impl From<Access> for Operation {
 /// later ones were sent, its time on the link is counted from its acceptance.
 const SENT_REMEMBERED: u64 = 256;
 
+/// So many of the first requests of each operation are all measured, so that a few already tell something.
+const FIRST: u64 = 64;
+
+/// Of the others, one in so many: measuring all of them would cost small requests some percent of their time.
+const ONE_IN: u64 = 16;
+
 /// The histograms of one attachment.
 pub struct Latency {
     side: Side,
     /// From here on times are counted.
     started: Instant,
+    /// How many requests there were, by operation.
+    turns: [AtomicU64; Operation::ALL.len()],
     /// By operation and component.
     histograms: Box<[Histogram]>,
     /// When requests were sealed: nanoseconds since `started`, and above them the tag's upper bits.
@@ -123,7 +131,7 @@ impl Latency {
     pub fn new(side: Side) -> Arc<Self> {
         let histograms = (0..Operation::ALL.len() * Component::COUNT).map(|_| Histogram::default()).collect();
         let sent = (0..SENT_REMEMBERED).map(|_| AtomicU64::new(NEVER_SENT)).collect();
-        Arc::new(Self { side, started: Instant::now(), histograms, sent })
+        Arc::new(Self { side, started: Instant::now(), turns: Default::default(), histograms, sent })
     }
 
     /// Which end it belongs to.
@@ -141,6 +149,12 @@ impl Latency {
     #[must_use]
     pub fn summary(&self, operation: Operation, component: Component) -> Summary {
         self.histogram(operation, component).summary()
+    }
+
+    /// Whether the next request is measured.
+    fn is_turn(&self, operation: Operation) -> bool {
+        let turn = self.turns[operation as usize].fetch_add(1, Ordering::Relaxed);
+        turn < FIRST || turn.is_multiple_of(ONE_IN)
     }
 
     fn histogram(&self, operation: Operation, component: Component) -> &Histogram {
@@ -182,43 +196,25 @@ fn mark(tag: Tag) -> u64 {
 
 /// How a request came to its attachment.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
-    /// The component before the attachment.
-    component: Component,
-    /// How long it took.
-    spent: Duration,
-    /// Since when it waits in the attachment.
-    since: Instant,
-}
-
-impl Entry {
-    /// From a frontend that received it at `received` and hands it over now.
-    #[must_use]
-    pub fn from_application(received: Instant) -> Self {
-        let since = Instant::now();
-        Self { component: Component::Frontend, spent: since.saturating_duration_since(received), since }
-    }
-
+pub enum Entry {
+    /// From a frontend, which hands it over now.
+    Application {
+        /// When the application made it.
+        received: Instant,
+    },
     /// From a peer.
-    #[must_use]
-    pub fn from_peer(arrival: &Arrival) -> Self {
-        // What arrived with it and came before it is waiting.
-        let since = arrival.read + arrival.opened;
-        Self { component: Component::Decrypt, spent: arrival.earlier + arrival.opened, since }
-    }
+    Peer(Arrival),
 }
 
-/// How a message came out of the link.
+/// How a message came out of the link. It is handed over as soon as it is whole and in the clear.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     /// When its last bytes were read from the socket.
     pub read: Instant,
+    /// Since when they were worked on: what was read with them came first.
+    pub since: Instant,
     /// What was spent on its earlier parts, which were read before.
     pub earlier: Duration,
-    /// What was spent on the part that was read last.
-    pub opened: Duration,
-    /// When it was whole and in the clear.
-    pub at: Instant,
 }
 
 /// One request, or its answer, on its way: since when it is at the component that counts it next.
@@ -230,11 +226,24 @@ pub struct Lap {
 }
 
 impl Lap {
-    /// A request that has come to the attachment which `latency` belongs to.
+    /// A request that comes now to the attachment which `latency` belongs to; none if it is not one of those that are
+    /// measured.
     #[must_use]
-    pub fn begin(latency: &Arc<Latency>, operation: Operation, entry: Entry) -> Self {
-        latency.record(operation, entry.component, entry.spent);
-        Self { latency: Arc::clone(latency), operation, since: entry.since }
+    pub fn begin(latency: &Arc<Latency>, operation: Operation, entry: &Entry) -> Option<Self> {
+        if !latency.is_turn(operation) {
+            return None;
+        }
+        let now = Instant::now();
+        let (component, spent, since) = match entry {
+            Entry::Application { received } => (Component::Frontend, now.saturating_duration_since(*received), now),
+            Entry::Peer(Arrival { read, since, earlier }) => {
+                let opened = now.saturating_duration_since(*since);
+                // What arrived with it and came before it is waiting.
+                (Component::Decrypt, *earlier + opened, *read + opened)
+            }
+        };
+        latency.record(operation, component, spent);
+        Some(Self { latency: Arc::clone(latency), operation, since })
     }
 
     /// Counts the time until now for `component`; what follows begins now.
@@ -267,11 +276,12 @@ impl Lap {
         self.latency.record(self.operation, Component::Encrypt, sealing);
     }
 
-    /// Its reply, of this tag, has arrived.
+    /// Its reply, of this tag, has just arrived.
     pub fn replied(&self, tag: Tag, arrival: &Arrival) {
-        let decrypting = arrival.earlier + arrival.at.saturating_duration_since(arrival.read);
-        let since_sent = self.latency.since_sent(tag, arrival.at);
-        let link = since_sent.unwrap_or_else(|| arrival.at.saturating_duration_since(self.since));
+        let now = Instant::now();
+        let decrypting = arrival.earlier + now.saturating_duration_since(arrival.read);
+        let since_sent = self.latency.since_sent(tag, now);
+        let link = since_sent.unwrap_or_else(|| now.saturating_duration_since(self.since));
         self.latency.record(self.operation, Component::Link, link.saturating_sub(decrypting));
         self.latency.record(self.operation, Component::Decrypt, decrypting);
     }

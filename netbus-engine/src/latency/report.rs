@@ -32,7 +32,7 @@ pub struct ComponentReport {
     pub operation: Operation,
     /// The part.
     pub component: Component,
-    /// How many requests were counted.
+    /// How many requests were measured: the first of each operation, then one in 16.
     pub count: u64,
     /// Half of them took no longer, to within an eighth.
     pub median_nanoseconds: u64,

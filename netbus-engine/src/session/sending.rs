@@ -116,7 +116,7 @@ struct Sending {
 /// How long frames wait and are sealed, batch by batch.
 #[derive(Default)]
 struct Laps {
-    /// When the present batch was begun.
+    /// When the first of the measured frames in the present batch was taken.
     begun: Option<Instant>,
     /// The frames in it that are measured, the last one last. Its memory is used again and again.
     frames: Vec<Sealing>,
@@ -135,14 +135,18 @@ struct Sealing {
 }
 
 impl Laps {
-    /// Something is about to be sealed.
-    fn begin(&mut self) {
-        self.begun.get_or_insert_with(Instant::now);
+    /// A batch is begun. A frame of the one before may go on in it.
+    fn go_on(&mut self) {
+        if !self.frames.is_empty() {
+            self.begun = Some(Instant::now());
+        }
     }
 
+    /// A frame is taken into the batch.
     fn add(&mut self, tag: Tag, lap: Option<Lap>) {
         self.last_is_measured = lap.is_some();
-        if let (Some(lap), Some(taken)) = (lap, self.begun) {
+        if let Some(lap) = lap {
+            let taken = *self.begun.get_or_insert_with(Instant::now);
             self.frames.push(Sealing { tag, lap, taken, spent: Duration::ZERO });
         }
     }
@@ -150,9 +154,6 @@ impl Laps {
     /// A batch is sealed, and with it all frames but the last one if that is `unfinished`.
     fn end(&mut self, unfinished: bool) {
         let Some(begun) = self.begun.take() else { return };
-        if self.frames.is_empty() {
-            return;
-        }
         let sealing = begun.elapsed();
         let kept = usize::from(unfinished && self.last_is_measured);
         for Sealing { tag, lap, taken, spent } in self.frames.drain(..self.frames.len() - kept) {
@@ -174,9 +175,7 @@ enum State {
 impl Sending {
     /// Seals what waits, as much as one batch takes.
     fn fill(&mut self, items: &Items<Outgoing>) -> io::Result<()> {
-        if !self.payload.is_empty() {
-            self.laps.begin();
-        }
+        self.laps.go_on();
         while self.end < BATCH {
             if !self.payload.is_empty() {
                 self.seal_gathered()?;
@@ -190,7 +189,7 @@ impl Sending {
             }
             match items.take() {
                 Some(Outgoing::Frame(frame)) => {
-                    self.laps.begin();
+                    self.laps.add(frame.header.tag, frame.lap);
                     self.gather(&frame.header.encode())?;
                     self.gather(&frame.args)?;
                     if frame.data.len() >= GATHER_LIMIT {
@@ -198,7 +197,6 @@ impl Sending {
                     } else {
                         self.gather(&frame.data)?;
                     }
-                    self.laps.add(frame.header.tag, frame.lap);
                 }
                 Some(Outgoing::End) => {
                     /// The alert `close_notify`, at level warning (RFC 8446, section 6).
