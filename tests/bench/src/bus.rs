@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use netbus_engine::latency::report::{ChannelReport, Report};
 use netbus_lan_tests::Host;
 
 const CHANNEL: &str = "image";
@@ -30,6 +31,19 @@ impl Pair {
         host.publish(image, CHANNEL)?;
         let uri = subscriber.subscribe(&host, CHANNEL, false)?;
         Ok(Self { host, subscriber, uri })
+    }
+
+    /// Takes the subscriber's node away and makes it anew.
+    pub(crate) fn renew(&mut self) -> Result<()> {
+        self.subscriber.host.netbus(&["unsubscribe", CHANNEL])?;
+        self.uri = self.subscriber.subscribe(&self.host, CHANNEL, false)?;
+        Ok(())
+    }
+
+    /// Where the time of requests went so far, as the subscriber tells it, and as the host does.
+    pub(crate) fn latency(&self) -> Result<(ChannelReport, ChannelReport)> {
+        let (here, there) = (self.subscriber.latency()?.subscribed, self.host.latency()?.published);
+        here.into_iter().zip(there).next().context("No channel is open")
     }
 
     /// Ends both in good order.
@@ -74,6 +88,10 @@ impl Node {
         let uri = self.host.netbus(&args)?;
         ensure!(uri.starts_with("nbd+unix:"), "{uri:?} is no address of a socket");
         Ok(uri)
+    }
+
+    fn latency(&self) -> Result<Report> {
+        Ok(serde_json::from_value(self.host.json(&["status", "--latency"])?)?)
     }
 
     /// The memory that the daemon has resident, in MiB.

@@ -40,6 +40,8 @@ pub(crate) struct Done {
     pub(crate) operations_per_second: f64,
     /// The median time from giving a request to having its answer.
     pub(crate) median_microseconds: f64,
+    /// The mean of these times.
+    pub(crate) mean_microseconds: f64,
 }
 
 /// How fio is run.
@@ -119,6 +121,7 @@ impl Done {
             bytes_per_second: number(&done["bw_bytes"], "bw_bytes")?,
             operations_per_second: number(&done["iops"], "iops")?,
             median_microseconds: number(&done["lat_ns"]["percentile"]["50.000000"], "median")? / 1e3,
+            mean_microseconds: number(&done["lat_ns"]["mean"], "mean")? / 1e3,
         };
         ensure!(done.operations_per_second > 0.0, "Nothing was done");
         Ok(done)
@@ -132,13 +135,18 @@ mod tests {
 
     const REPORT: &str = r#"fio: connected to NBD server
     {"jobs": [{"error": 0,
-      "read": {"bw_bytes": 1000000, "iops": 250.5, "lat_ns": {"percentile": {"50.000000": 38400}}},
+      "read": {"bw_bytes": 1000000, "iops": 250.5, "lat_ns": {"mean": 40100.5, "percentile": {"50.000000": 38400}}},
       "write": {"bw_bytes": 0, "iops": 0.0, "lat_ns": {"min": 0}}}]}"#;
 
     #[test]
     fn a_report_is_read_for_the_direction_that_was_asked_for() {
         let done = Done::parse(REPORT, Direction::Read).unwrap();
-        let expected = Done { bytes_per_second: 1e6, operations_per_second: 250.5, median_microseconds: 38.4 };
+        let expected = Done {
+            bytes_per_second: 1e6,
+            operations_per_second: 250.5,
+            median_microseconds: 38.4,
+            mean_microseconds: 40.1005,
+        };
         assert_eq!(done, expected);
         assert!(Done::parse(REPORT, Direction::Write).is_err());
     }

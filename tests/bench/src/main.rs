@@ -7,9 +7,11 @@
 //! - [`fio`]: the client of all of them. [`image`]: what is read and written.
 //! - [`transfers`], [`fan_out`], [`crowd`], [`resident`]: the rows.
 //! - [`pieces`]: what the machine itself can do.
+//! - [`breakdown`]: where the time of a read goes.
 //! - [`cable`], [`chart`]: a picture of a cable that is pulled.
 //! - [`statistics`], [`table`], [`machine`]: from numbers to a report.
 
+mod breakdown;
 mod bus;
 mod cable;
 mod certificates;
@@ -66,6 +68,9 @@ struct Arguments {
     /// Measure nothing else: pull a cable for five seconds under load, and draw the throughput into this file (SVG).
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     cable_pull: Option<PathBuf>,
+    /// Measure nothing else: tell where the time of a read goes, part by part of its way.
+    #[arg(long, conflicts_with_all = ["only", "cable_pull"])]
+    breakdown: bool,
     /// The program that is measured.
     #[arg(long, value_name = "PATH", hide = true)]
     netbus: PathBuf,
@@ -75,6 +80,8 @@ struct Arguments {
 enum Task {
     /// The table.
     Rows,
+    /// The parts of a read's way.
+    Breakdown,
     /// The picture of a cable that is pulled.
     CablePull(PathBuf),
 }
@@ -107,6 +114,10 @@ fn measure(arguments: Arguments) -> Result<()> {
     let run = Run::new(arguments)?;
     match task {
         Task::Rows => rows(&run),
+        Task::Breakdown => {
+            let (head, table) = (machine::head(&run)?, breakdown::measure(&run)?);
+            Ok(writeln!(io::stdout(), "{head}\n{table}")?)
+        }
         Task::CablePull(file) => Ok(writeln!(io::stdout(), "{}", cable::draw(&run, &file)?)?),
     }
 }
@@ -134,13 +145,17 @@ fn rows(run: &Run) -> Result<()> {
 
 impl Arguments {
     fn task(&self) -> Task {
-        self.cable_pull.clone().map_or(Task::Rows, Task::CablePull)
+        match &self.cable_pull {
+            Some(file) => Task::CablePull(file.clone()),
+            None if self.breakdown => Task::Breakdown,
+            None => Task::Rows,
+        }
     }
 }
 
 impl Run {
     fn new(arguments: Arguments) -> Result<Self> {
-        let Arguments { only, mut against, rounds, seconds, size, cable_pull: _, netbus } = arguments;
+        let Arguments { only, mut against, rounds, seconds, size, cable_pull: _, breakdown: _, netbus } = arguments;
         if against.is_empty() {
             against = Kind::value_variants().to_vec();
         }
