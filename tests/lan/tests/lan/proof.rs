@@ -51,7 +51,7 @@ fn strike(chaos: &mut Chaos<'_>, faults: u32, has_ended: impl Fn() -> bool) -> a
 fn what_a_writer_was_told_is_safe_outlives_faults_of_every_kind() -> anyhow::Result<()> {
     let all: Vec<Fault> = Fault::OUTLIVED.into_iter().chain([Fault::UserKilled]).collect();
     in_chaos(8, |chaos, node, faults| {
-        let witness = Witness::new(chaos.draw(u64::MAX));
+        let witness = Witness::new(chaos.draw(u64::MAX), node)?;
         let mut life = witness.live(node)?;
         life.goes_on(&witness)?;
         for _ in 0..faults {

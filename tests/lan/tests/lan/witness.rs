@@ -43,15 +43,21 @@ pub(super) struct Life {
 }
 
 impl Witness {
-    /// Nothing was written yet.
-    pub(super) fn new(seed: u64) -> Self {
-        let places = Mutex::new(vec![Place::new(); usize::try_from(PLACES).unwrap_or(usize::MAX)]);
-        Self(Arc::new(Shared {
-            places,
+    /// Writes to every place and makes that safe: a place then shows this or what came later, and nothing else.
+    pub(super) fn new(seed: u64, node: &Path) -> anyhow::Result<Self> {
+        let shared = Shared {
+            places: Mutex::new(vec![Place::new(); usize::try_from(PLACES)?]),
             synced: AtomicU64::new(0),
             random: AtomicU64::new(seed | 1),
             failure: Mutex::default(),
-        }))
+        };
+        let witness = Self(Arc::new(shared));
+        let file = OpenOptions::new().write(true).open(node)?;
+        for place in 0..PLACES {
+            witness.write(&file, place)?;
+        }
+        file.sync_data()?;
+        Ok(witness)
     }
 
     /// Begins to write to a node.
@@ -86,10 +92,7 @@ impl Witness {
     /// A few writes, a sync, and a look at some place.
     fn turn(&self, file: &File) -> anyhow::Result<()> {
         for _ in 0..=self.draw(8) {
-            let (place, number) = (self.draw(PLACES), self.draw(u64::MAX));
-            // Before the write: it may be there although it was answered with an error.
-            self.places()[index(place)].push_back(number);
-            file.write_all_at(&block(number), place * BLOCK as u64)?;
+            self.write(file, self.draw(PLACES))?;
         }
         // What other threads of the kernel have written is not known to be safe; there are none but this one.
         let before: Vec<usize> = self.places().iter().map(VecDeque::len).collect();
@@ -103,6 +106,13 @@ impl Witness {
         self.look(file, self.draw(PLACES), true)
     }
 
+    fn write(&self, file: &File, place: u64) -> io::Result<()> {
+        let number = self.draw(u64::MAX);
+        // Before the write: it may be there although it was answered with an error.
+        self.places()[index(place)].push_back(number);
+        file.write_all_at(&block(number), place * BLOCK as u64)
+    }
+
     /// Looks at a place. In a life that goes on it shows the newest write, else one that was not overtaken by a sync;
     /// what it shows is the last one from then on.
     fn look(&self, file: &File, place: u64, alive: bool) -> anyhow::Result<()> {
@@ -110,9 +120,6 @@ impl Witness {
         file.read_exact_at(&mut found, place * BLOCK as u64)?;
         let mut places = self.places();
         let known = &mut places[index(place)];
-        if known.is_empty() {
-            return Ok(());
-        }
         let allowed = if alive { known.len() - 1 } else { 0 };
         let shown = known.iter().position(|number| block(*number) == found);
         let shown = shown.filter(|shown| *shown >= allowed);
