@@ -286,3 +286,70 @@ impl Lap {
         self.latency.record(self.operation, Component::Decrypt, decrypting);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn the_first_requests_of_each_operation_are_all_measured_and_then_one_in_16() {
+        let latency = Latency::new(Side::Subscriber);
+        let begin = |operation| Lap::begin(&latency, operation, &Entry::Application { received: Instant::now() });
+        let measured = (0..FIRST + 160).filter(|_| begin(Operation::Read).is_some()).count();
+        assert_eq!(measured, 64 + 10);
+        assert!(begin(Operation::Flush).is_some(), "others do not count");
+        assert_eq!(latency.summary(Operation::Read, Component::Frontend).count, 64 + 10);
+    }
+
+    #[test]
+    fn the_link_is_what_is_left_between_sealing_and_the_whole_reply() {
+        let mut latency = Latency::new(Side::Subscriber);
+        Arc::get_mut(&mut latency).expect("nobody else has it").started -= Duration::from_secs(1);
+        let (tag, now) = (Tag(SENT_REMEMBERED + 3), Instant::now());
+        let lap = Lap { latency: Arc::clone(&latency), operation: Operation::Read, since: now - 90 * MILLISECOND };
+        lap.clone().sealed(tag, now - 80 * MILLISECOND, 10 * MILLISECOND);
+        // It is sent again over another link, which changes nothing.
+        lap.clone().sealed(tag, now - 20 * MILLISECOND, MILLISECOND);
+        let read = now - 5 * MILLISECOND;
+        lap.replied(tag, &Arrival { read, since: read, earlier: 3 * MILLISECOND });
+
+        let mean = |component| latency.summary(Operation::Read, component).mean;
+        assert_eq!((mean(Component::Queue), mean(Component::Encrypt)), (10_000_000, 10_000_000));
+        // Until now it is 70 ms since it was sealed, and a little more for the test itself in `decrypt`.
+        assert!(mean(Component::Decrypt) >= 8_000_000);
+        assert_eq!(mean(Component::Link), 62_000_000);
+    }
+
+    #[test]
+    fn a_request_that_is_not_remembered_is_on_the_link_since_it_was_accepted() {
+        let latency = Latency::new(Side::Subscriber);
+        let now = Instant::now();
+        let lap = Lap { latency: Arc::clone(&latency), operation: Operation::Read, since: now - 90 * MILLISECOND };
+        lap.clone().sealed(Tag(1), now - 80 * MILLISECOND, MILLISECOND);
+        lap.clone().sealed(Tag(1 + SENT_REMEMBERED), now, MILLISECOND);
+        lap.replied(Tag(1), &Arrival { read: now, since: now, earlier: Duration::ZERO });
+        assert_eq!(latency.summary(Operation::Read, Component::Link).mean, 90_000_000);
+    }
+
+    #[test]
+    fn times_go_round_after_days_and_stay_right() {
+        let latency = Latency::new(Side::Subscriber);
+        let sent = latency.started + Duration::from_nanos(TIME_MASK) - MILLISECOND;
+        latency.remember_sent(Tag(9), sent);
+        assert_eq!(latency.since_sent(Tag(9), sent + 2 * MILLISECOND), Some(2 * MILLISECOND));
+        assert_eq!(latency.since_sent(Tag(9 + SENT_REMEMBERED), sent), None);
+    }
+
+    #[test]
+    fn what_came_in_one_record_before_a_request_is_its_waiting_at_the_host() {
+        let latency = Latency::new(Side::Host);
+        let (read, since) = (Instant::now() - 50 * MILLISECOND, Instant::now() - 10 * MILLISECOND);
+        let arrival = Arrival { read, since, earlier: MILLISECOND };
+        let lap = Lap::begin(&latency, Operation::Write, &Entry::Peer(arrival)).expect("the first one is measured");
+        let decrypt = Duration::from_nanos(latency.summary(Operation::Write, Component::Decrypt).mean);
+        assert!(decrypt >= 11 * MILLISECOND, "{decrypt:?}");
+        assert_eq!(lap.since, read + (decrypt - MILLISECOND));
+    }
+}

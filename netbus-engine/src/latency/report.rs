@@ -38,7 +38,7 @@ pub struct ComponentReport {
     pub median_nanoseconds: u64,
     /// 99 of 100 took no longer, to within an eighth.
     pub p99_nanoseconds: u64,
-    /// The mean, exact.
+    /// The mean of those that were measured, exact.
     pub mean_nanoseconds: u64,
 }
 

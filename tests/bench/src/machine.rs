@@ -23,15 +23,11 @@ pub(crate) fn head(bench: &Run) -> Result<String> {
     versions.extend(PROGRAMS.map(|(program, option)| version(program, option)));
     let versions: Vec<&str> = versions.iter().map(|version| version.trim()).collect();
     Ok(format!(
-        "{date}. {cores} cores, {}, Linux {}, load {} at the start.\n{}.\n{} rounds of {} s, image of {} MiB; medians, \
-         least and greatest in brackets.\n",
+        "{date}. {cores} cores, {}, Linux {}, load {} at the start.\n{}.\n",
         model(&cpu),
         kernel.trim(),
         load.split(' ').next().unwrap_or_default(),
         versions.join(", "),
-        bench.rounds,
-        bench.seconds,
-        bench.size >> 20,
     ))
 }
 

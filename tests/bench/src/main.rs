@@ -68,7 +68,7 @@ struct Arguments {
     /// Measure nothing else: pull a cable for five seconds under load, and draw the throughput into this file (SVG).
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     cable_pull: Option<PathBuf>,
-    /// Measure nothing else: tell where the time of a read goes, part by part of its way.
+    /// Measure nothing else, and each work once: tell where the time of a read goes, part by part of its way.
     #[arg(long, conflicts_with_all = ["only", "cable_pull"])]
     breakdown: bool,
     /// The program that is measured.
@@ -116,7 +116,8 @@ fn measure(arguments: Arguments) -> Result<()> {
         Task::Rows => rows(&run),
         Task::Breakdown => {
             let (head, table) = (machine::head(&run)?, breakdown::measure(&run)?);
-            Ok(writeln!(io::stdout(), "{head}\n{table}")?)
+            let (seconds, size) = (run.seconds, run.size >> 20);
+            Ok(writeln!(io::stdout(), "{head}Reads for {seconds} s each, image of {size} MiB.\n\n{table}")?)
         }
         Task::CablePull(file) => Ok(writeln!(io::stdout(), "{}", cable::draw(&run, &file)?)?),
     }
@@ -130,7 +131,10 @@ fn rows(run: &Run) -> Result<()> {
     crowd::measure(run, &mut report)?;
     resident::measure(run, &mut report)?;
     let mut screen = io::stdout().lock();
-    writeln!(screen, "{head}")?;
+    let Run { rounds, seconds, size, .. } = run;
+    let size = size >> 20;
+    write!(screen, "{head}{rounds} rounds of {seconds} s, image of {size} MiB; medians, ")?;
+    writeln!(screen, "least and greatest in brackets.\n")?;
     if !report.rows.is_empty() {
         writeln!(screen, "{}", table::markdown(&report.rows))?;
     }
