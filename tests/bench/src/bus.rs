@@ -46,6 +46,11 @@ impl Pair {
         here.into_iter().zip(there).next().context("No channel is open")
     }
 
+    /// The processes of the host and of the subscriber.
+    pub(crate) fn processes(&self) -> Result<[String; 2]> {
+        Ok([self.host.host.process()?, self.subscriber.host.process()?])
+    }
+
     /// Ends both in good order.
     pub(crate) fn stop(self) -> Result<()> {
         self.subscriber.stop()?;

@@ -7,7 +7,7 @@
 //! - [`fio`]: the client of all of them. [`image`]: what is read and written.
 //! - [`transfers`], [`fan_out`], [`crowd`], [`resident`]: the rows.
 //! - [`pieces`]: what the machine itself can do.
-//! - [`breakdown`]: where the time of a read goes.
+//! - [`breakdown`]: where the time of a read goes; [`flame`]: where that of the processors goes.
 //! - [`cable`], [`chart`]: a picture of a cable that is pulled.
 //! - [`statistics`], [`table`], [`machine`]: from numbers to a report.
 
@@ -19,6 +19,7 @@ mod chart;
 mod crowd;
 mod fan_out;
 mod fio;
+mod flame;
 mod image;
 mod machine;
 mod peers;
@@ -71,6 +72,9 @@ struct Arguments {
     /// Measure nothing else, and each work once: tell where the time of a read goes, part by part of its way.
     #[arg(long, conflicts_with_all = ["only", "cable_pull"])]
     breakdown: bool,
+    /// Measure nothing else: draw where the processors' time goes into this file (SVG). Needs perf.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "cable_pull", "breakdown"])]
+    flame_graph: Option<PathBuf>,
     /// The program that is measured.
     #[arg(long, value_name = "PATH", hide = true)]
     netbus: PathBuf,
@@ -84,6 +88,8 @@ enum Task {
     Breakdown,
     /// The picture of a cable that is pulled.
     CablePull(PathBuf),
+    /// The picture of where the processors' time goes.
+    FlameGraph(PathBuf),
 }
 
 /// What one run of this program works with.
@@ -120,6 +126,7 @@ fn measure(arguments: Arguments) -> Result<()> {
             Ok(writeln!(io::stdout(), "{head}Reads for {seconds} s each, image of {size} MiB.\n\n{table}")?)
         }
         Task::CablePull(file) => Ok(writeln!(io::stdout(), "{}", cable::draw(&run, &file)?)?),
+        Task::FlameGraph(file) => Ok(writeln!(io::stdout(), "{}", flame::draw(&run, &file)?)?),
     }
 }
 
@@ -149,17 +156,18 @@ fn rows(run: &Run) -> Result<()> {
 
 impl Arguments {
     fn task(&self) -> Task {
-        match &self.cable_pull {
-            Some(file) => Task::CablePull(file.clone()),
-            None if self.breakdown => Task::Breakdown,
-            None => Task::Rows,
+        match (&self.cable_pull, &self.flame_graph) {
+            (Some(file), _) => Task::CablePull(file.clone()),
+            (None, Some(file)) => Task::FlameGraph(file.clone()),
+            (None, None) if self.breakdown => Task::Breakdown,
+            (None, None) => Task::Rows,
         }
     }
 }
 
 impl Run {
     fn new(arguments: Arguments) -> Result<Self> {
-        let Arguments { only, mut against, rounds, seconds, size, cable_pull: _, breakdown: _, netbus } = arguments;
+        let Arguments { only, mut against, rounds, seconds, size, netbus, .. } = arguments;
         if against.is_empty() {
             against = Kind::value_variants().to_vec();
         }
