@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Verb::Check => check::check(),
         Verb::Cross { windows, macos } => cross::cross(cross::Targets::chosen(windows, macos)),
         Verb::Bench { arguments } => bench::bench(&arguments),
-        Verb::Setup => setup::setup(&setup::Group::ALL).map(drop),
+        Verb::Setup => setup::everything().map(drop),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     // In one line: where in this program an error arose tells the user nothing, so no backtrace is wanted.
@@ -51,12 +51,14 @@ struct Arguments {
 enum Verb {
     /// Install what is missing, build, show the main job on this machine and leave a daemon running.
     Run,
-    /// Run everything: set-up, check, tests, several machines in network namespaces, the demonstration, other systems.
+    /// Run everything: set-up, check, tests, several machines in network namespaces, virtual machines, the
+    /// demonstration, other systems.
     Test {
         /// Leave out the checks for other systems, which take minutes.
         #[arg(long)]
         fast: bool,
-        /// Run only the tests whose name contains one of these words, and nothing else.
+        /// Run only the tests whose name contains one of these words, and nothing else. The word `lan` or `vm` alone
+        /// stands for all tests of that kind.
         filters: Vec<String>,
     },
     /// Format, lints, direction of dependencies, licences.

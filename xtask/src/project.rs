@@ -12,6 +12,9 @@ use crate::command;
 /// The crate whose tests put several machines into network namespaces.
 pub(crate) const LAN_TESTS: &str = "netbus-lan-tests";
 
+/// The crate whose tests boot virtual machines.
+pub(crate) const VM_TESTS: &str = "netbus-vm-tests";
+
 /// The workspace's folder.
 pub(crate) fn root_dir() -> &'static Path {
     let manifest_dir = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -10,23 +10,29 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::setup::{Done, Group};
+use crate::setup::Done;
+use crate::setup::kernel;
 use crate::steps::{Outcome, Steps, Tally};
 use crate::{check, command, cross, project, run, setup};
 
-/// Runs all steps; `fast` leaves out other systems. With filters, runs only the tests whose names contain one of them.
+/// Runs all steps; `fast` leaves out other systems. With filters, runs only the tests whose names contain one of them,
+/// or the one step that is named.
 ///
 /// # Errors
 /// Names the steps that failed.
 pub(crate) fn test(fast: bool, filters: &[String]) -> Result<()> {
-    if !filters.is_empty() {
-        return filtered(filters);
+    match filters {
+        [] => {}
+        [one] if one == "lan" => return alone("lan", || lan(&[])),
+        [one] if one == "vm" => return alone("vm", || vm(&[])),
+        filters => return filtered(filters),
     }
-    let mut steps = Steps::new(if fast { 5 } else { 6 });
+    let mut steps = Steps::new(if fast { 6 } else { 7 });
     steps.step("set-up", packages);
     steps.step("check", || check::check().map(|()| Outcome::Passed));
     steps.step("tests", || crates(&[]));
     steps.step("lan", || lan(&[]));
+    steps.step("vm", || vm(&[]));
     steps.step("demonstration", run::demonstration);
     if !fast {
         steps.step("cross", || cross::step(cross::Targets::ALL));
@@ -34,38 +40,46 @@ pub(crate) fn test(fast: bool, filters: &[String]) -> Result<()> {
     steps.finish()
 }
 
+fn alone(name: &'static str, work: impl FnOnce() -> Result<Outcome>) -> Result<()> {
+    let mut steps = Steps::new(1);
+    steps.step(name, work);
+    steps.finish()
+}
+
 fn filtered(filters: &[String]) -> Result<()> {
     let mut tally = Tally::default();
-    let mut skipped = None;
-    for tests in [crates, lan] {
-        match tests(filters)? {
+    let mut skipped = Vec::new();
+    for (kind, outcome) in [("unit", crates(filters)?), ("LAN", lan(filters)?), ("VM", vm(filters)?)] {
+        match outcome {
             Outcome::Tested(more) => tally.add(more),
-            Outcome::Skipped(reason) => skipped = Some(reason),
+            Outcome::Skipped(reason) => skipped.push(format!("The {kind} tests were left out: {reason}")),
             Outcome::Passed => {}
         }
     }
     let mut steps = Steps::new(1);
     steps.step("chosen tests", || Ok(Outcome::Tested(tally)));
-    if let Some(reason) = skipped {
-        println!("The LAN tests were left out: {reason}");
+    for reason in skipped {
+        println!("{reason}");
     }
     steps.finish()
 }
 
 fn packages() -> Result<Outcome> {
     setup::rust_components()?;
-    Ok(match setup::setup(&Group::ALL)? {
+    Ok(match setup::everything()? {
         Done::Complete => Outcome::Passed,
         Done::Incomplete(reason) => Outcome::Skipped(reason),
     })
 }
 
-/// Unit and integration tests of every crate but the LAN tests.
+/// Unit and integration tests of every crate but those that have a step of their own.
 fn crates(filters: &[String]) -> Result<Outcome> {
     let mut cargo = project::cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast"]);
-    if project::has_member(project::LAN_TESTS)? {
-        cargo.args(["--exclude", project::LAN_TESTS]);
+    for member in [project::LAN_TESTS, project::VM_TESTS] {
+        if project::has_member(member)? {
+            cargo.args(["--exclude", member]);
+        }
     }
     counted(cargo.arg("--").args(filters))
 }
@@ -93,6 +107,24 @@ fn lan(filters: &[String]) -> Result<Outcome> {
         );
     }
     lan_with_sudo(filters)
+}
+
+/// The tests on virtual machines. They need no root.
+fn vm(filters: &[String]) -> Result<Outcome> {
+    if !kernel::SUPPORTED {
+        return Ok(Outcome::Skipped("virtual machines are made for Linux on x86-64".to_owned()));
+    }
+    for program in ["qemu-system-x86_64", "busybox", "apt-get"] {
+        if command::find(program).is_none() {
+            return Ok(Outcome::Skipped(format!("{program} is missing")));
+        }
+    }
+    if let Err(error) = kernel::provide() {
+        return Ok(Outcome::Skipped(format!("there is no kernel for the virtual machines: {error:#}")));
+    }
+    // These tests start the real program, which is another crate's.
+    command::run(project::cargo().args(["build", "--package", "netbus-engine"]))?;
+    counted(project::cargo().args(["test", "--package", project::VM_TESTS, "--no-fail-fast", "--"]).args(filters))
 }
 
 /// Builds the LAN tests as the user and runs only the test programs as root, so that nothing in the target folder

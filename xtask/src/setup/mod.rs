@@ -3,6 +3,7 @@
 //! Only Debian, Ubuntu and their children are changed, through apt-get; elsewhere the list is printed and the caller
 //! goes on, since much works without. No service is started or stopped here.
 
+pub(crate) mod kernel;
 mod packages;
 mod system;
 
@@ -39,6 +40,18 @@ pub(crate) fn setup(groups: &[Group]) -> Result<Done> {
     match installer {
         Installer::Apt => with_apt(groups),
         Installer::Dnf | Installer::Pacman | Installer::Unknown => Ok(tell(installer, groups)),
+    }
+}
+
+/// Installs all that using and testing the project on this system needs, and fetches the kernel of the virtual machines.
+///
+/// # Errors
+/// The package manager failed; its own output says why.
+pub(crate) fn everything() -> Result<Done> {
+    let done = setup(&Group::ALL)?;
+    match (done, Installer::detected()) {
+        (Done::Complete, Installer::Apt) if kernel::SUPPORTED => kernel::provide().map(|()| Done::Complete),
+        (done, Installer::Apt | Installer::Dnf | Installer::Pacman | Installer::Unknown) => Ok(done),
     }
 }
 

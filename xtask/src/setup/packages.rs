@@ -9,6 +9,8 @@ pub(crate) enum Group {
     Run,
     /// The tests on this system.
     Test,
+    /// The tests on virtual machines.
+    Vm,
     /// The checks for other systems.
     Cross,
     /// The servers that Netbus is measured against.
@@ -28,11 +30,11 @@ pub(crate) struct Package {
 
 impl Group {
     /// What is needed to use the project and to test it on this system.
-    pub(crate) const ALL: [Self; 3] = [Self::Build, Self::Run, Self::Test];
+    pub(crate) const ALL: [Self; 4] = [Self::Build, Self::Run, Self::Test, Self::Vm];
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 26] = [
+pub(crate) const PACKAGES: [Package; 32] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -49,6 +51,12 @@ pub(crate) const PACKAGES: [Package; 26] = [
     package("dbus-daemon", Group::Test, "a session bus of its own for that keyring"),
     package("avahi-daemon", Group::Test, "another mDNS responder beside ours"),
     package("avahi-utils", Group::Test, "seeing our announcement as others see it (avahi-browse)"),
+    package("qemu-system-x86", Group::Vm, "the virtual machines, in software"),
+    package("busybox-static", Group::Vm, "what they start with"),
+    package("kmod", Group::Vm, "their modules (depmod, modprobe)"),
+    package("udev", Group::Vm, "names and links of their devices"),
+    package("dosfstools", Group::Vm, "file systems as sticks and players have them"),
+    package("nbd-client", Group::Vm, "their kernel's own NBD client"),
     package("rustc-web", Group::Cross, "a compiler whose standard library can be built for other systems"),
     package("cargo-web", Group::Cross, "the cargo that belongs to it"),
     package("rust-web-src", Group::Cross, "the source of its standard library"),

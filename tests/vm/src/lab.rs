@@ -1,0 +1,163 @@
+//! The folder of a run, and machines that boot once and are lent to one test after the other.
+//!
+//! The folder is `target/vm/run`. It stays until the next run, so that the logs of a failed test can be read.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use anyhow::{Context, ensure};
+
+use crate::kernel::Kernel;
+use crate::machine::{Machine, Parts, make_image};
+use crate::{initramfs, switch};
+
+/// Brings a guest back to the state that it booted into.
+const RESET: &str = include_str!("guest/reset.sh");
+
+/// Two machines on one Ethernet, both on.
+pub struct Pair {
+    /// Has the disks.
+    pub attic: Machine,
+    /// Uses them.
+    pub desk: Machine,
+    /// A folder of the build machine for this pair.
+    pub folder: PathBuf,
+}
+
+/// Runs a test on two machines that are in the state they boot into; other tests wait for their turn. The machines
+/// serve the next test if this one went well. Otherwise they are switched off, and the error has what they logged.
+///
+/// # Errors
+/// Those of the test. Also when the machines cannot boot, or the test has left something that they do not get rid of.
+pub fn on_two_machines(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    static IDLE: Mutex<Option<Pair>> = Mutex::new(None);
+    if !can_run() {
+        return Ok(());
+    }
+    // A test that panicked has taken its machines out and down.
+    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut pair = match idle.take() {
+        Some(pair) => pair,
+        None => Pair::boot(run_folder()?)?,
+    };
+    let result = test(&mut pair).and_then(|()| pair.reset().context("The machines are not as they were"));
+    if let Err(error) = result {
+        return Err(error.context(format!("{}\n{}", pair.attic.report(), pair.desk.report())));
+    }
+    *idle = Some(pair);
+    Ok(())
+}
+
+/// Whether this machine can run the tests. Where it cannot it says why, which in CI is a failure.
+#[must_use]
+pub fn can_run() -> bool {
+    let reason = if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        "virtual machines are made for Linux on x86-64"
+    } else if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
+        "qemu-system-x86_64 is missing; `cargo xtask setup` installs it"
+    } else {
+        return true;
+    };
+    assert!(std::env::var_os("CI").is_none(), "{reason}, and CI must not skip these tests");
+    println!("skipped: {reason}");
+    false
+}
+
+impl Pair {
+    /// Boots two machines, in a folder of their own below `run_folder`.
+    fn boot(run_folder: &RunFolder) -> anyhow::Result<Self> {
+        let number = (1..).find(|number| !run_folder.pair_dir(*number).exists()).context("Numbers do not end")?;
+        let folder = run_folder.pair_dir(number);
+        fs::create_dir(&folder)?;
+        let parts = run_folder.parts(&folder)?;
+        switch::start(&parts.switch)?;
+        let mut attic = Machine::new("attic", 1, &folder, &parts)?;
+        let mut desk = Machine::new("desk", 2, &folder, &parts)?;
+        attic.power_on()?;
+        desk.power_on()?;
+        attic.wait_for_boot()?;
+        desk.wait_for_boot()?;
+        Ok(Self { attic, desk, folder })
+    }
+
+    /// Starts both daemons and pairs them.
+    ///
+    /// # Errors
+    /// When they do not find each other.
+    pub fn start_daemons(&mut self) -> anyhow::Result<()> {
+        self.attic.start_daemon()?;
+        self.desk.start_daemon()?;
+        self.desk.pair_with(&self.attic)
+    }
+
+    /// Gives attic a new empty disk; gives its node there.
+    ///
+    /// # Errors
+    /// When attic does not see it.
+    pub fn add_disk_of(&mut self, name: &str, mebibytes: u64) -> anyhow::Result<String> {
+        let image = self.folder.join(format!("{name}.img"));
+        make_image(&image, mebibytes)?;
+        self.attic.add_disk(name, &image, crate::Bus::Virtio)
+    }
+
+    fn reset(&mut self) -> anyhow::Result<()> {
+        for machine in [&mut self.attic, &mut self.desk] {
+            machine.cable(true)?;
+            machine.freeze(false)?;
+            machine.stop_daemon()?;
+            machine.run(RESET)?;
+            machine.remove_disks()?;
+        }
+        Ok(())
+    }
+}
+
+struct RunFolder {
+    path: PathBuf,
+    kernel: Kernel,
+    /// Locked as long as this process lives.
+    _lock: File,
+}
+
+/// The folder of this run.
+fn run_folder() -> anyhow::Result<&'static RunFolder> {
+    static FOLDER: LazyLock<anyhow::Result<RunFolder>> = LazyLock::new(RunFolder::new);
+    FOLDER.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))
+}
+
+impl RunFolder {
+    fn new() -> anyhow::Result<Self> {
+        let test = std::env::current_exe()?;
+        let profile_dir = test.parent().and_then(Path::parent).context("The test is not in a target folder")?;
+        let vm_dir = profile_dir.parent().context("The test is not in a target folder")?.join("vm");
+        fs::create_dir_all(&vm_dir)?;
+        let lock = File::create(vm_dir.join("lock"))?;
+        lock.lock()?;
+        let kernel = Kernel::find(&vm_dir.join("kernels"))?;
+        let path = vm_dir.join("run");
+        drop(fs::remove_dir_all(&path));
+        fs::create_dir(&path).with_context(|| format!("{} cannot be made anew", path.display()))?;
+        // Copies, since a guest that sees a program change while it runs is lost.
+        fs::create_dir(path.join("programs"))?;
+        for program in ["netbus", "netbus-vm-agent"] {
+            let built = profile_dir.join(program);
+            fs::copy(&built, path.join("programs").join(program))
+                .with_context(|| format!("{} is not there: run `cargo build` first", built.display()))?;
+        }
+        fs::write(path.join("initramfs"), initramfs::build(&kernel)?)?;
+        Ok(Self { path, kernel, _lock: lock })
+    }
+
+    fn pair_dir(&self, number: u32) -> PathBuf {
+        self.path.join(number.to_string())
+    }
+
+    fn parts(&self, pair_dir: &Path) -> anyhow::Result<Arc<Parts>> {
+        let (switch, programs_dir) = (pair_dir.join("switch.sock"), self.path.join("programs"));
+        ensure!(switch.as_os_str().len() < 100, "{}: the path is too long for a socket", switch.display());
+        let (kernel, initramfs) = (self.kernel.clone(), self.path.join("initramfs"));
+        Ok(Arc::new(Parts { kernel, initramfs, switch, programs_dir }))
+    }
+}

@@ -1,0 +1,7 @@
+//! What needs a kernel of its own, on virtual machines with the real binaries. One folder, one binary, so that it is
+//! built and linked once, and so that tests share machines that have booted.
+
+#![allow(clippy::unwrap_used, clippy::panic_in_result_fn)]
+
+mod kernel;
+mod rig;
