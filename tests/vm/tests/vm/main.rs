@@ -3,5 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic_in_result_fn)]
 
+mod interruptions;
 mod kernel;
+mod main_job;
 mod rig;
+mod scene;
