@@ -68,19 +68,30 @@ pub(crate) fn rust_components() -> Result<()> {
 }
 
 fn with_apt(groups: &[Group]) -> Result<Done> {
-    let missing = system::missing(groups)?;
-    if missing.is_empty() {
-        println!("All packages are installed.");
-        return Ok(Done::Complete);
+    // What is installed may take something away that is of another release; then that is installed in turn.
+    for _ in 0..2 {
+        let missing = system::missing(groups)?;
+        if missing.is_empty() {
+            println!("All packages are installed.");
+            return Ok(Done::Complete);
+        }
+        if let Some(why) = install(&missing)? {
+            return Ok(Done::Incomplete(why));
+        }
     }
+    Ok(Done::Complete)
+}
+
+/// Installs packages; or tells how to and gives a phrase that says why it cannot.
+fn install(missing: &[&Package]) -> Result<Option<String>> {
     println!("These packages are missing:");
-    print(&missing);
+    print(missing);
     let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
     let mut apt_get = match command::as_root("env") {
         Ok(command) => command,
         Err(error) => {
             println!("{error}. To install them: apt-get install {}", names.join(" "));
-            return Ok(Done::Incomplete(format!("missing packages: {}", names.join(" "))));
+            return Ok(Some(format!("missing packages: {}", names.join(" "))));
         }
     };
     if lists_are_old() {
@@ -93,7 +104,7 @@ fn with_apt(groups: &[Group]) -> Result<Done> {
     }
     apt(&mut apt_get);
     command::run(apt_get.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&names))?;
-    Ok(Done::Complete)
+    Ok(None)
 }
 
 /// Makes `env` call apt-get so that it asks nothing and waits for others that are installing.
