@@ -10,8 +10,8 @@ use netbus_lan_tests::relay::{Relay, Way, Weather};
 
 use super::scene::{Scene, becomes, is_back, on_two_hosts};
 
-/// Faults of one run; about two minutes, and two runs at a time.
-const FAULTS: u32 = 45;
+/// Faults of one run; about a minute and a half, and two runs at a time.
+const FAULTS: u32 = 32;
 
 /// What may go wrong. Each is over when it was struck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -37,14 +37,14 @@ fn a_disk_that_has_to_spin_up_for_20_seconds_is_waited_for() -> anyhow::Result<(
 #[test]
 fn a_narrow_line_with_a_long_way_is_only_slow() -> anyhow::Result<()> {
     on_two_hosts(|scene| {
-        scene.make_noise(4)?;
+        scene.make_noise(3)?;
         scene.publish(&[])?;
         let node = scene.subscribe(&[])?;
         let relay = scene.lan.relay(&scene.attic)?;
         relay.set_both(Weather { rate: Some(1_000_000), ..Weather::delayed(Duration::from_millis(150)) });
         let before = link(scene)?;
         let (read, written) = (scene.desk.folder.join("read"), scene.desk.folder.join("written"));
-        noise(&written, 4)?;
+        noise(&written, 3)?;
         copy_at_once(&node, &read, "iflag=direct")?;
         assert_eq!(link(scene)?, before, "The link was given up while reading");
         ensure!(sha256(&read)? == sha256(&scene.image)?, "Something else was read");
@@ -57,11 +57,11 @@ fn a_narrow_line_with_a_long_way_is_only_slow() -> anyhow::Result<()> {
     })
 }
 
-/// Copies 4 MiB with few large requests that are all under way together: more than a narrow line carries in the time
+/// Copies 3 MiB with few large requests that are all under way together: more than a narrow line carries in the time
 /// after which a peer that says nothing is taken for dead.
 fn copy_at_once(from: &Path, to: &Path, flag: &str) -> anyhow::Result<()> {
     let (from, to) = (format!("if={}", from.display()), format!("of={}", to.display()));
-    run("dd", &[&from, &to, "bs=4M", flag, "conv=notrunc,fsync", "status=none"]).map(drop)
+    run("dd", &[&from, &to, "bs=3M", flag, "conv=notrunc,fsync", "status=none"]).map(drop)
 }
 
 /// What tells one link and lease from another: how many links have ended, and since when they are.
