@@ -220,6 +220,14 @@ impl Machine<'_> {
         found
     }
 
+    /// Waits until it has found another one by any address. Behind a change of names the library may know only one of
+    /// two for a while: the next question for its records brings the other.
+    pub(crate) fn wait_for_any(&mut self, name: &str) -> Found {
+        let seen = self.wait_until(GENEROUS, |seen| matches!(seen, Seen::Found(found) if found.name == name));
+        let Seen::Found(found) = seen else { unreachable!("only that was waited for") };
+        found
+    }
+
     /// Waits until it has seen something.
     pub(crate) fn wait_until(&mut self, within: Duration, wanted: impl Fn(&Seen) -> bool) -> Seen {
         let deadline = Instant::now() + within;
