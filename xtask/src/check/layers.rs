@@ -13,13 +13,21 @@ struct Layer {
 }
 
 /// Lower crates first. A crate that is not here does not pass: its author decides where it belongs.
-const LAYERS: [Layer; 6] = [
+const LAYERS: [Layer; 8] = [
     // No I/O, no clock, no runtime: what a test cannot drive by hand stays out.
     Layer { name: "netbus-proto", workspace: &[], outside: Some(&["bytes", "minicbor", "sha2", "thiserror"]) },
-    Layer { name: "netbus-engine", workspace: &["netbus-proto"], outside: None },
+    // The words of the helper, for those who ask and for the one who answers.
+    Layer { name: "netbus-helper-interface", workspace: &[], outside: Some(&["serde", "zbus"]) },
+    // Runs as root: what is built into it is what somebody who reads it must trust.
+    Layer {
+        name: "netbus-helper",
+        workspace: &["netbus-helper-interface"],
+        outside: Some(&["anyhow", "blocking", "rustix", "zbus"]),
+    },
+    Layer { name: "netbus-engine", workspace: &["netbus-proto", "netbus-helper-interface"], outside: None },
     Layer { name: "netbus-lan-tests", workspace: &["netbus-proto", "netbus-engine"], outside: None },
-    // Knows Netbus by its programs alone.
-    Layer { name: "netbus-vm-tests", workspace: &[], outside: None },
+    // Knows Netbus by its programs alone, and by the words that they are spoken to with.
+    Layer { name: "netbus-vm-tests", workspace: &["netbus-helper-interface"], outside: None },
     // Its machines are those of the LAN tests.
     Layer { name: "netbus-bench", workspace: &["netbus-engine", "netbus-lan-tests"], outside: None },
     // Builds in seconds on a fresh machine, whatever state the other crates are in.

@@ -15,7 +15,18 @@ use crate::setup::{self, Done, Group};
 use crate::steps::{Outcome, Tally};
 
 /// The crates that must compile everywhere.
-const CHECKED: [&str; 6] = ["--package", "netbus-proto", "--package", "netbus-engine", "--package", "xtask"];
+const CHECKED: [&str; 10] = [
+    "--package",
+    "netbus-proto",
+    "--package",
+    "netbus-engine",
+    "--package",
+    "netbus-helper-interface",
+    "--package",
+    "netbus-helper",
+    "--package",
+    "xtask",
+];
 
 /// Which systems are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,52 @@
+//! The words that the netbus daemon and its privileged helper share, over the system's message bus. Linux only.
+//!
+//! - [`disk`]: what a disk of the kernel is made of, checked; and the nodes that there are.
+//! - [`error`]: what the helper refuses, and why.
+//! - [`names`]: of the service, and of what polkit judges.
+//! - [`Helper1`]: the calls.
+//!
+//! No call names a path, a node or a user. A disk is named by its [`disk::Identifier`] alone, and belongs to the user
+//! whom the bus says the caller is, so that nobody can name what belongs to another or to somebody else's program.
+#![cfg(target_os = "linux")]
+
+pub mod disk;
+pub mod error;
+pub mod names;
+
+use zbus::zvariant::{Fd, OwnedFd};
+
+use crate::disk::{DiskRequest, Node};
+use crate::error::Error;
+
+/// The calls of the helper, which is started when it is needed.
+#[zbus::proxy(
+    interface = "org.netbus.Helper1",
+    default_service = "org.netbus.Helper1",
+    default_path = "/org/netbus/Helper1",
+    gen_blocking = true
+)]
+pub trait Helper1 {
+    /// Makes a disk of a connected TCP socket whose other end speaks NBD's transmission phase, with or without kernel
+    /// TLS on it. polkit judges `org.netbus.helper.attach`. The caller may close its copy of the socket afterwards.
+    #[zbus(allow_interactive_auth)]
+    fn attach(&self, socket: Fd<'_>, disk: &DiskRequest) -> Result<Node, Error>;
+
+    /// Gives a disk of the caller's another socket in place of one that is dead. While the present one is alive the
+    /// kernel drops the new one and nothing changes: shut it down first.
+    fn reconnect(&self, socket: Fd<'_>, identifier: &str) -> Result<(), Error>;
+
+    /// Changes the size, in bytes, of a disk of the caller's. Waits for the requests under way, so the link must live.
+    fn resize(&self, identifier: &str, size: u64) -> Result<Node, Error>;
+
+    /// Removes a disk of the caller's. One that is open is refused, unless by force: then what waits gets errors, and
+    /// the node goes when the last program has closed it.
+    fn detach(&self, identifier: &str, force: bool) -> Result<(), Error>;
+
+    /// The disks of the caller's, as the kernel has them.
+    fn list(&self) -> Result<Vec<Node>, Error>;
+
+    /// Opens the block device with this number, for this process alone, if it still is the disk with this sequence
+    /// number (`diskseq`). polkit judges `org.netbus.helper.open-removable` or `org.netbus.helper.open-system`.
+    #[zbus(allow_interactive_auth)]
+    fn open_device(&self, major: u32, minor: u32, sequence: u64, writable: bool) -> Result<OwnedFd, Error>;
+}

@@ -1,0 +1,241 @@
+//! Raw devices for publishers: found by number, judged by what they are, opened for one process alone.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use netbus_helper_interface::disk::Mark;
+use netbus_helper_interface::error::Error;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::ioctl;
+
+/// Where nodes are made for the moment of opening them. The folder for files of programs that run forbids devices.
+const PRIVATE_DIR: &str = "/dev/.netbus-helper";
+
+/// Subsystems whose devices people plug in and out.
+const PLUGGED: [&str; 3] = ["usb", "firewire", "memstick"];
+
+/// A block device that is there.
+#[derive(Debug)]
+pub(crate) struct Device {
+    major: u32,
+    minor: u32,
+    sequence: u64,
+    /// Its folder in sysfs.
+    folder: PathBuf,
+    /// The folder of the whole disk, which is another one for a partition.
+    whole: PathBuf,
+}
+
+impl Device {
+    /// Finds the device with this number, which must be the disk with this sequence number, and none of our own.
+    ///
+    /// # Errors
+    /// [`Error::Absent`], [`Error::Changed`] or [`Error::Denied`].
+    pub(crate) fn find(major: u32, minor: u32, sequence: u64) -> Result<Self, Error> {
+        Self::find_in(Path::new("/sys"), major, minor, sequence)
+    }
+
+    fn find_in(sys: &Path, major: u32, minor: u32, sequence: u64) -> Result<Self, Error> {
+        let absent = || Error::Absent(format!("There is no block device {major}:{minor}"));
+        let folder = fs::canonicalize(sys.join(format!("dev/block/{major}:{minor}"))).map_err(|_| absent())?;
+        let whole = if folder.join("partition").exists() {
+            folder.parent().map(Path::to_path_buf).ok_or_else(absent)?
+        } else {
+            folder.clone()
+        };
+        let device = Self { major, minor, sequence, folder, whole };
+        device.check_sequence(attribute(&device.whole, "diskseq").and_then(|text| text.parse().ok()))?;
+        device.check_foreign()?;
+        Ok(device)
+    }
+
+    /// What polkit may say to people.
+    pub(crate) fn name(&self) -> &str {
+        self.folder.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    /// Whether it is of those that people plug in and out, or whose medium they change.
+    pub(crate) fn is_removable(&self) -> bool {
+        if attribute(&self.whole, "removable").as_deref() == Some("1") {
+            return true;
+        }
+        // A disk built of others is as removable as its creator has made it: not at all.
+        self.whole.ancestors().any(|folder| {
+            let subsystem = fs::read_link(folder.join("subsystem")).unwrap_or_default();
+            let subsystem = subsystem.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // On the same bus as memory cards there are chips that are soldered in.
+            let is_card = subsystem == "mmc" && attribute(folder, "type").as_deref() == Some("SD");
+            is_card || PLUGGED.contains(&subsystem)
+        })
+    }
+
+    /// Opens the device, and claims it: while the descriptor or a copy of it is open, nobody mounts the device or
+    /// claims it in another way.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] if somebody has; [`Error::Changed`] if another disk is there by now.
+    pub(crate) fn open(&self, writable: bool) -> Result<OwnedFd, Error> {
+        let device = self.open_node(writable).map_err(|error| self.refusal(&error))?;
+        self.check_sequence(ioctl::disk_sequence(&device).ok())?;
+        Ok(device.into())
+    }
+
+    fn open_node(&self, writable: bool) -> io::Result<File> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let mut private_dir = fs::DirBuilder::new();
+        private_dir.recursive(true).mode(0o700).create(PRIVATE_DIR)?;
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let node = Path::new(PRIVATE_DIR).join(format!("{}-{count}", std::process::id()));
+        let number = rustix::fs::makedev(self.major, self.minor);
+        rustix::fs::mknodat(CWD, &node, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, number)?;
+        let flags = (OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+        let device = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(&node);
+        fs::remove_file(&node)?;
+        device
+    }
+
+    fn check_sequence(&self, found: Option<u64>) -> Result<(), Error> {
+        match found {
+            Some(sequence) if sequence == self.sequence => Ok(()),
+            Some(_) => Err(Error::Changed(format!("{} is another disk by now", self.name()))),
+            None => Err(Error::Unsupported("The kernel does not number its disks: it is older than 5.15".to_owned())),
+        }
+    }
+
+    /// A disk that came over the bus does not go on to others, and what is below a node of ours is nobody's.
+    fn check_foreign(&self) -> Result<(), Error> {
+        let marks = [attribute(&self.whole, "dm/uuid"), attribute(&self.whole, "backend")];
+        if marks.iter().flatten().any(|mark| Mark::begins(mark)) {
+            return Err(Error::Denied(format!("{} is a disk that Netbus itself has made", self.name())));
+        }
+        Ok(())
+    }
+
+    fn refusal(&self, error: &io::Error) -> Error {
+        let name = self.name();
+        match Errno::from_io_error(error) {
+            Some(Errno::BUSY) => Error::InUse(format!("{name} is mounted, or a program has claimed it")),
+            Some(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => {
+                Error::Absent(format!("There is nothing in {name}: {error}"))
+            }
+            Some(Errno::ROFS | Errno::ACCESS) => Error::Denied(format!("{name} is write-protected: {error}")),
+            Some(_) | None => Error::Failed(format!("{name} cannot be opened: {error}")),
+        }
+    }
+}
+
+/// Removes nodes that were left when this program was killed while it opened one.
+pub(crate) fn sweep() {
+    // There are none, as a rule.
+    drop(fs::remove_dir_all(PRIVATE_DIR));
+}
+
+fn attribute(folder: &Path, name: &str) -> Option<String> {
+    fs::read_to_string(folder.join(name)).ok().map(|text| text.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_is_plugged_in_is_removable_and_the_rest_is_not() {
+        let sys = Sys::new();
+        sys.disk("devices/pci0/ata1/block/sda", "8:0", &[("removable", "0")]);
+        sys.disk("devices/pci0/usb1/1-1/block/sdb", "8:16", &[("removable", "0")]);
+        sys.subsystem("devices/pci0/usb1/1-1", "usb");
+        sys.disk("devices/pci0/ata2/block/sr0", "11:0", &[("removable", "1")]);
+        sys.disk("devices/mmc0/mmc0:1/block/mmcblk0", "179:0", &[("removable", "0")]);
+        sys.subsystem("devices/mmc0/mmc0:1", "mmc");
+        sys.file("devices/mmc0/mmc0:1/type", "MMC");
+        sys.disk("devices/mmc1/mmc1:1/block/mmcblk1", "179:8", &[("removable", "0")]);
+        sys.subsystem("devices/mmc1/mmc1:1", "mmc");
+        sys.file("devices/mmc1/mmc1:1/type", "SD");
+        let removable = |major, minor| sys.find(major, minor, 7).unwrap().is_removable();
+        assert!(!removable(8, 0));
+        assert!(removable(8, 16));
+        assert!(removable(11, 0));
+        assert!(!removable(179, 0));
+        assert!(removable(179, 8));
+    }
+
+    #[test]
+    fn a_partition_is_judged_by_its_disk() {
+        let sys = Sys::new();
+        sys.disk("devices/usb1/block/sdb", "8:16", &[("removable", "1")]);
+        sys.file("devices/usb1/block/sdb/sdb1/partition", "1");
+        symlink(sys.path("devices/usb1/block/sdb/sdb1"), sys.path("dev/block/8:17")).unwrap();
+        let partition = sys.find(8, 17, 7).unwrap();
+        assert_eq!(partition.name(), "sdb1");
+        assert!(partition.is_removable());
+        assert!(matches!(sys.find(8, 17, 8), Err(Error::Changed(_))));
+    }
+
+    #[test]
+    fn another_disk_in_the_same_place_is_refused_before_anyone_is_asked() {
+        let sys = Sys::new();
+        sys.disk("devices/block/sda", "8:0", &[]);
+        assert!(matches!(sys.find(8, 0, 6), Err(Error::Changed(_))));
+        assert!(matches!(sys.find(8, 1, 7), Err(Error::Absent(_))));
+    }
+
+    #[test]
+    fn disks_of_our_own_are_not_lent_on() {
+        let sys = Sys::new();
+        let mark = "NETBUS-1000-000102030405060708090a0b0c0d0e0f";
+        sys.disk("devices/virtual/block/dm-0", "253:0", &[("dm/uuid", mark)]);
+        sys.disk("devices/virtual/block/dm-1", "253:1", &[("dm/uuid", "LVM-abc")]);
+        sys.disk("devices/virtual/block/dm-2", "253:2", &[("dm/uuid", &format!("{mark}-part1"))]);
+        sys.disk("devices/virtual/block/nbd0", "43:0", &[("backend", mark)]);
+        assert!(matches!(sys.find(253, 0, 7), Err(Error::Denied(_))));
+        assert!(sys.find(253, 1, 7).is_ok());
+        assert!(matches!(sys.find(253, 2, 7), Err(Error::Denied(_))));
+        assert!(matches!(sys.find(43, 0, 7), Err(Error::Denied(_))));
+    }
+
+    /// A small sysfs.
+    struct Sys(tempfile::TempDir);
+
+    impl Sys {
+        fn new() -> Self {
+            let sys = Self(tempfile::tempdir().unwrap());
+            fs::create_dir_all(sys.path("dev/block")).unwrap();
+            sys
+        }
+
+        fn path(&self, path: &str) -> PathBuf {
+            self.0.path().join(path)
+        }
+
+        fn file(&self, path: &str, text: &str) {
+            let path = self.path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{text}\n")).unwrap();
+        }
+
+        fn disk(&self, folder: &str, number: &str, attributes: &[(&str, &str)]) {
+            self.file(&format!("{folder}/diskseq"), "7");
+            for (name, text) in attributes {
+                self.file(&format!("{folder}/{name}"), text);
+            }
+            symlink(self.path(folder), self.path(&format!("dev/block/{number}"))).unwrap();
+        }
+
+        fn subsystem(&self, folder: &str, name: &str) {
+            symlink(format!("../bus/{name}"), self.path(&format!("{folder}/subsystem"))).unwrap();
+        }
+
+        fn find(&self, major: u32, minor: u32, sequence: u64) -> Result<Device, Error> {
+            Device::find_in(self.0.path(), major, minor, sequence)
+        }
+    }
+}

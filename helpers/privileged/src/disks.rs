@@ -1,0 +1,304 @@
+//! Disks for subscribers: an nbd device for the socket, and above it the mapped device that programs use.
+//!
+//! Nothing is kept here. Whose a disk is, and what it is made of, is read from the kernel for each call, so that this
+//! program may be killed at any moment: what was half made then is removed by the next try.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netbus_helper_interface::disk::{self, Disk, Identifier, Mark, Name, Node};
+use netbus_helper_interface::error::Error;
+use rustix::io::Errno;
+
+use crate::mapper::{self, Device, Mapper, SECTOR, Table};
+use crate::nbd::{self, Index};
+use crate::{links, memory, socket};
+
+/// How long a device may be open by those who only look what it is, as udev does with new ones.
+const GLANCE: Duration = Duration::from_secs(3);
+
+/// The disks of all users. Calls of one user wait for each other, but never for those of another.
+#[derive(Default)]
+pub(crate) struct Disks {
+    changing: Mutex<HashMap<u32, Arc<Mutex<()>>>>,
+}
+
+impl Disks {
+    /// Makes a disk of a connected TCP socket.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if there is one with its name or identifier; [`Error::Invalid`] for another descriptor.
+    pub(crate) fn attach(&self, owner: u32, disk: &Disk, socket: impl AsFd) -> Result<Node, Error> {
+        socket::check(&socket)?;
+        let mark = Mark { owner, identifier: disk.identifier };
+        let changing = self.of(owner);
+        let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mapper = mapper()?;
+        clear(&mapper, &mark)?;
+        memory::hold();
+        let index = nbd::connect(socket.as_fd(), disk, &mark).map_err(failed("The disk cannot be connected"))?;
+        let made = make(&mapper, &mark, disk, index);
+        if made.is_err() {
+            // The first error is the one worth telling, and what stays is removed by the next try.
+            drop(mapper.remove(&mark, false));
+            drop(nbd::disconnect(index, &mark));
+        }
+        made
+    }
+
+    /// Gives a disk another socket in place of a dead one.
+    ///
+    /// # Errors
+    /// [`Error::Absent`] if the owner has no such disk; [`Error::Invalid`] for another descriptor.
+    pub(crate) fn reconnect(&self, owner: u32, identifier: Identifier, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        socket::check(socket)?;
+        let mark = Mark { owner, identifier };
+        let (_, index) = find_alive(&mapper()?, &mark)?;
+        nbd::reconnect(socket, index, &mark).map_err(failed("The disk cannot be reconnected"))
+    }
+
+    /// Changes a disk's size, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Absent`] if the owner has no such disk; [`Error::Invalid`] for a size that no disk has.
+    pub(crate) fn resize(&self, owner: u32, identifier: Identifier, size: u64) -> Result<Node, Error> {
+        let sector = u32::try_from(SECTOR).unwrap_or(u32::MAX);
+        disk::check_size(size, sector)?;
+        let mark = Mark { owner, identifier };
+        let changing = self.of(owner);
+        let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mapper = mapper()?;
+        let (device, index) = find_alive(&mapper, &mark)?;
+        let below = || nbd::resize(index, &mark, size);
+        let above = || reload(&mapper, &mark, linear(index, size)?, device.read_only);
+        // The upper one is never the larger.
+        let result =
+            if size >= size_of(&device) { below().and_then(|()| above()) } else { above().and_then(|()| below()) };
+        result.map_err(failed("The disk cannot be resized"))?;
+        let device = mapper.find(&mark).map_err(failed("The disk cannot be read"))?;
+        device.as_ref().and_then(node_of).ok_or_else(absent)
+    }
+
+    /// Removes a disk.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] if it is open and shall not go by force; [`Error::Absent`] if the owner has no such disk.
+    pub(crate) fn detach(&self, owner: u32, identifier: Identifier, force: bool) -> Result<(), Error> {
+        let mark = Mark { owner, identifier };
+        let mapper = mapper()?;
+        let find = || mapper.find(&mark).map_err(failed("The disk cannot be read"));
+        if find()?.is_none() && nbd::with_mark(&mark).map_err(failed("The disk cannot be read"))?.is_empty() {
+            return Err(absent());
+        }
+        if force {
+            // Before it is this call's turn: whoever has the turn may wait for requests that only this ends.
+            disconnect(&mark)?;
+        }
+        let changing = self.of(owner);
+        let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = find()? {
+            remove(&mapper, &mark, &device, force)?;
+        }
+        disconnect(&mark)?;
+        sweep().map_err(failed("The disk's link cannot be removed"))
+    }
+
+    /// The disks of a user.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub(crate) fn list(&self, owner: u32) -> Result<Vec<Node>, Error> {
+        let devices = devices().map_err(failed("The disks cannot be read"))?;
+        let of_owner = devices.iter().filter(|(mark, _)| mark.owner == owner);
+        Ok(of_owner.filter_map(|(_, device)| node_of(device)).collect())
+    }
+
+    fn of(&self, owner: u32) -> Arc<Mutex<()>> {
+        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(changing.entry(owner).or_default())
+    }
+}
+
+/// Whether there is anything that this program has made.
+///
+/// # Errors
+/// Those of the system.
+pub(crate) fn are_there() -> io::Result<bool> {
+    Ok(!devices()?.is_empty() || !nbd::marks()?.is_empty())
+}
+
+/// Lets disks go on that hold requests back because this program was killed while it changed them.
+///
+/// # Errors
+/// Those of the system.
+pub(crate) fn recover() -> io::Result<()> {
+    for (mark, device) in devices()? {
+        if device.is_suspended && device.table.is_some() {
+            Mapper::open()?.resume(&mark)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the links of disks that are gone.
+///
+/// # Errors
+/// Those of the system.
+pub(crate) fn sweep() -> io::Result<()> {
+    let devices = devices()?;
+    links::sweep(|name| Ok(devices.iter().any(|(_, device)| device.name == name.mapped())))
+}
+
+/// All mapped devices of ours.
+fn devices() -> io::Result<Vec<(Mark, Device)>> {
+    let mapper = match Mapper::open() {
+        Err(error) if mapper::is_absent(&error) => return Ok(Vec::new()),
+        mapper => mapper?,
+    };
+    let mut devices = Vec::new();
+    for name in mapper.names()?.iter().filter(|name| Name::parse_mapped(name).is_some()) {
+        // One may go while they are listed.
+        let Some(device) = mapper.find_name(name)? else { continue };
+        if let Some(mark) = Mark::parse(&device.uuid) {
+            devices.push((mark, device));
+        }
+    }
+    Ok(devices)
+}
+
+/// Removes what was left half made.
+fn clear(mapper: &Mapper, mark: &Mark) -> Result<(), Error> {
+    if let Some(device) = mapper.find(mark).map_err(failed("The disks cannot be read"))? {
+        if device.table.is_some() {
+            return Err(Error::Exists(format!("{} is there already", described(&device))));
+        }
+        mapper.remove(mark, false).map_err(failed("What was left of the disk cannot be removed"))?;
+    }
+    disconnect(mark)
+}
+
+fn make(mapper: &Mapper, mark: &Mark, disk: &Disk, index: Index) -> Result<Node, Error> {
+    mapper.create(&disk.name.mapped(), mark).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::BUSY) => Error::Exists(format!("There is another disk at {}", disk.name.path())),
+        Some(_) | None => failed("The disk cannot be created")(error),
+    })?;
+    let make = || {
+        mapper.load(mark, linear(index, disk.size)?, disk.read_only)?;
+        mapper.resume(mark)?;
+        mapper.find(mark)
+    };
+    let device = make().map_err(failed("The disk cannot be created"))?.ok_or_else(absent)?;
+    links::make(&disk.name, device.minor).map_err(failed("The disk's link cannot be made"))?;
+    node_of(&device).ok_or_else(absent)
+}
+
+fn reload(mapper: &Mapper, mark: &Mark, table: Table, read_only: bool) -> io::Result<()> {
+    mapper.load(mark, table, read_only)?;
+    mapper.suspend(mark)?;
+    mapper.resume(mark)
+}
+
+/// Removes the mapped device; by force, after its nbd device was disconnected.
+fn remove(mapper: &Mapper, mark: &Mark, device: &Device, force: bool) -> Result<(), Error> {
+    let deadline = Instant::now() + if force { Duration::ZERO } else { GLANCE };
+    loop {
+        match mapper.remove(mark, false) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) && Instant::now() >= deadline => break,
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
+                thread::sleep(Duration::from_millis(100));
+            }
+            result => return result.map_err(failed("The disk cannot be removed")),
+        }
+    }
+    if !force {
+        return Err(Error::InUse(format!("{} is mounted, or a program has it open", described(device))));
+    }
+    let sectors = size_of(device) / SECTOR;
+    reload(mapper, mark, Table::Error { sectors }, device.read_only).map_err(failed("The disk cannot be given up"))?;
+    mapper.remove(mark, true).map_err(failed("The disk cannot be removed"))
+}
+
+fn disconnect(mark: &Mark) -> Result<(), Error> {
+    for index in nbd::with_mark(mark).map_err(failed("The disk cannot be read"))? {
+        nbd::disconnect(index, mark).map_err(failed("The disk cannot be disconnected"))?;
+    }
+    Ok(())
+}
+
+/// The owner's disk and the nbd device below it.
+fn find_alive(mapper: &Mapper, mark: &Mark) -> Result<(Device, Index), Error> {
+    let device = mapper.find(mark).map_err(failed("The disk cannot be read"))?.ok_or_else(absent)?;
+    let index = index_of(&device).ok_or_else(|| {
+        Error::Absent(format!("{} was detached by force, and is there only until it is closed", described(&device)))
+    })?;
+    Ok((device, index))
+}
+
+fn index_of(device: &Device) -> Option<Index> {
+    match device.table? {
+        Table::Linear { major, minor, .. } => {
+            Index::of_number(major, minor).filter(|index| index.backend().as_ref() == Some(&device.uuid))
+        }
+        Table::Error { .. } => None,
+    }
+}
+
+fn linear(index: Index, size: u64) -> io::Result<Table> {
+    let (major, minor) = index.number()?;
+    Ok(Table::Linear { major, minor, sectors: size / SECTOR })
+}
+
+fn size_of(device: &Device) -> u64 {
+    match device.table {
+        Some(Table::Linear { sectors, .. } | Table::Error { sectors }) => sectors.saturating_mul(SECTOR),
+        None => 0,
+    }
+}
+
+fn node_of(device: &Device) -> Option<Node> {
+    let (mark, name) = (Mark::parse(&device.uuid)?, Name::parse_mapped(&device.name)?);
+    Some(Node {
+        identifier: mark.identifier.to_string(),
+        host: name.host().as_str().to_owned(),
+        channel: name.channel().as_str().to_owned(),
+        path: name.path(),
+        mapped: device.name.clone(),
+        major: device.major,
+        minor: device.minor,
+        nbd: index_of(device).and_then(|index| i32::try_from(index.0).ok()).unwrap_or(-1),
+        size: size_of(device),
+        read_only: device.read_only,
+        open_count: device.open_count,
+    })
+}
+
+fn described(device: &Device) -> String {
+    Name::parse_mapped(&device.name).map_or_else(|| device.name.clone(), |name| name.path())
+}
+
+fn mapper() -> Result<Mapper, Error> {
+    Mapper::open().map_err(|error| {
+        if mapper::is_absent(&error) {
+            return Error::Unsupported("The kernel module dm_mod is not loaded".to_owned());
+        }
+        failed("Device-mapper cannot be opened")(error)
+    })
+}
+
+fn absent() -> Error {
+    Error::Absent("You have no such disk".to_owned())
+}
+
+/// Makes an error of the system's; one without a number is about what the kernel lacks.
+fn failed(what: &str) -> impl FnOnce(io::Error) -> Error + use<> {
+    let what = what.to_owned();
+    move |error| {
+        let text = format!("{what}: {error}");
+        let is_lacking = error.kind() == io::ErrorKind::NotFound && error.raw_os_error().is_none();
+        if is_lacking { Error::Unsupported(text) } else { Error::Failed(text) }
+    }
+}

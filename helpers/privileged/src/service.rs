@@ -1,0 +1,166 @@
+//! The calls, as they come over the bus: checked, judged, and carried out on a thread that may wait.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use netbus_helper_interface::disk::{Disk, DiskRequest, Identifier, Node};
+use netbus_helper_interface::error::Error;
+use zbus::message::Header;
+use zbus::zvariant::OwnedFd;
+use zbus::{Connection, interface};
+
+use crate::authority::{self, Action};
+use crate::device::Device;
+use crate::disks::Disks;
+use crate::log;
+
+/// Calls under way, and when the last one ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Activity(Arc<Mutex<(u32, Instant)>>);
+
+/// One call, as long as it lasts.
+struct Call(Activity);
+
+impl Activity {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new((0, Instant::now()))))
+    }
+
+    /// How long nothing was asked; nothing while something is.
+    pub(crate) fn idle(&self) -> Duration {
+        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            (0, since) => since.elapsed(),
+            (_, _) => Duration::ZERO,
+        }
+    }
+
+    fn begin(&self) -> Call {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
+        Call(self.clone())
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let mut activity = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *activity = (activity.0.saturating_sub(1), Instant::now());
+    }
+}
+
+/// The object on the bus.
+pub(crate) struct Service {
+    disks: Arc<Disks>,
+    activity: Activity,
+}
+
+impl Service {
+    pub(crate) fn new(activity: Activity) -> Self {
+        Self { disks: Arc::default(), activity }
+    }
+}
+
+#[interface(name = "org.netbus.Helper1")]
+impl Service {
+    async fn attach(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        socket: OwnedFd,
+        disk: DiskRequest,
+    ) -> Result<Node, Error> {
+        let _call = self.activity.begin();
+        let disk = Disk::try_from(&disk)?;
+        let owner = authority::user(connection, &header).await?;
+        authority::check(connection, &header, Action::Attach, &disk.name.path()).await?;
+        let disks = Arc::clone(&self.disks);
+        let node = blocking::unblock(move || disks.attach(owner, &disk, socket.as_fd())).await;
+        told(&format!("User {owner} attaches a disk"), node)
+    }
+
+    async fn reconnect(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        socket: OwnedFd,
+        identifier: String,
+    ) -> Result<(), Error> {
+        let _call = self.activity.begin();
+        let identifier = Identifier::parse(&identifier)?;
+        let owner = authority::user(connection, &header).await?;
+        let disks = Arc::clone(&self.disks);
+        let done = blocking::unblock(move || disks.reconnect(owner, identifier, socket.as_fd())).await;
+        told(&format!("User {owner} reconnects a disk"), done)
+    }
+
+    async fn resize(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        identifier: String,
+        size: u64,
+    ) -> Result<Node, Error> {
+        let _call = self.activity.begin();
+        let identifier = Identifier::parse(&identifier)?;
+        let owner = authority::user(connection, &header).await?;
+        let disks = Arc::clone(&self.disks);
+        let node = blocking::unblock(move || disks.resize(owner, identifier, size)).await;
+        told(&format!("User {owner} resizes a disk to {size} bytes"), node)
+    }
+
+    async fn detach(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        identifier: String,
+        force: bool,
+    ) -> Result<(), Error> {
+        let _call = self.activity.begin();
+        let identifier = Identifier::parse(&identifier)?;
+        let owner = authority::user(connection, &header).await?;
+        let disks = Arc::clone(&self.disks);
+        let done = blocking::unblock(move || disks.detach(owner, identifier, force)).await;
+        told(&format!("User {owner} detaches a disk{}", if force { " by force" } else { "" }), done)
+    }
+
+    async fn list(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<Node>, Error> {
+        let _call = self.activity.begin();
+        let owner = authority::user(connection, &header).await?;
+        let disks = Arc::clone(&self.disks);
+        blocking::unblock(move || disks.list(owner)).await
+    }
+
+    async fn open_device(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        major: u32,
+        minor: u32,
+        sequence: u64,
+        writable: bool,
+    ) -> Result<OwnedFd, Error> {
+        let _call = self.activity.begin();
+        let owner = authority::user(connection, &header).await?;
+        let device = Device::find(major, minor, sequence)?;
+        let action = if device.is_removable() { Action::OpenRemovable } else { Action::OpenSystem };
+        authority::check(connection, &header, action, device.name()).await?;
+        let opened = blocking::unblock(move || device.open(writable)).await;
+        told(&format!("User {owner} opens the device {major}:{minor}"), opened.map(OwnedFd::from))
+    }
+}
+
+/// Logs what came of something.
+fn told<T>(what: &str, result: Result<T, Error>) -> Result<T, Error> {
+    match &result {
+        Ok(_) => log(&format!("{what}: done")),
+        Err(error) => log(&format!("{what}: {error}")),
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests;
