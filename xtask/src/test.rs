@@ -122,8 +122,8 @@ fn vm(filters: &[String]) -> Result<Outcome> {
     if let Err(error) = kernel::provide() {
         return Ok(Outcome::Skipped(format!("there is no kernel for the virtual machines: {error:#}")));
     }
-    // These tests start the real program, which is another crate's.
-    command::run(project::cargo().args(["build", "--package", "netbus-engine"]))?;
+    // These tests start the real programs, which are other crates'.
+    command::run(project::cargo().args(["build", "--package", "netbus-engine", "--package", "netbus-helper"]))?;
     counted(project::cargo().args(["test", "--package", project::VM_TESTS, "--no-fail-fast", "--"]).args(filters))
 }
 

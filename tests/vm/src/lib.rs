@@ -10,12 +10,16 @@
 //! - [`machine`]: one machine: its power switch, its cable, its disks.
 //! - [`agent`]: commands to a guest, over a serial port.
 //! - [`daemon`]: the `netbus` daemon of a machine, and commands to it.
+//! - [`disk`]: a program that serves a disk as a host does, and asks the privileged helper as a daemon does.
+//! - [`helper`]: the privileged helper of a machine, and what it needs.
 //! - [`qmp`]: QEMU's own control socket.
 //! - [`writer`]: an application that writes without end and knows what is safe.
 //! - [`lab`]: the folder of a run, and machines that boot once and are lent to one test after the other.
 
 pub mod agent;
 pub mod daemon;
+pub mod disk;
+pub mod helper;
 pub mod initramfs;
 pub mod kernel;
 pub mod lab;

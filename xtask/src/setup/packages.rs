@@ -34,7 +34,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 32] = [
+pub(crate) const PACKAGES: [Package; 35] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -56,6 +56,9 @@ pub(crate) const PACKAGES: [Package; 32] = [
     package("kmod", Group::Vm, "their modules (depmod, modprobe)"),
     package("udev", Group::Vm, "names and links of their devices"),
     package("dosfstools", Group::Vm, "file systems as sticks and players have them"),
+    package("dmsetup", Group::Vm, "another hand at their mapped devices"),
+    package("dbus", Group::Vm, "their system bus, for the privileged helper"),
+    package("polkitd", Group::Vm, "who may ask that helper for what"),
     package("nbd-client", Group::Vm, "their kernel's own NBD client"),
     package("rustc-web", Group::Cross, "a compiler whose standard library can be built for other systems"),
     package("cargo-web", Group::Cross, "the cargo that belongs to it"),

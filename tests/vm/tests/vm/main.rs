@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic_in_result_fn)]
 
+mod helper;
 mod interruptions;
 mod kernel;
 mod main_job;

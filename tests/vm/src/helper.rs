@@ -1,0 +1,71 @@
+//! The privileged helper of a machine, and what it needs: a bus that starts it, and polkit.
+
+use crate::agent::Reply;
+use crate::machine::Machine;
+use crate::wait_for;
+
+/// What the helper's unit leaves it, for a machine without systemd.
+const CONFINED: &str = "/usr/bin/prlimit --memlock=unlimited \
+                        /usr/bin/setpriv --bounding-set=-all,+sys_admin,+mknod --no-new-privs ";
+
+/// The files of the package.
+const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../installers/linux");
+
+/// Whom polkit allows everything that an active user may do.
+pub const FRIEND: &str = "games";
+
+/// Whom polkit allows nothing.
+pub const STRANGER: &str = "nobody";
+
+impl Machine {
+    /// Installs the helper as the package does, and starts the bus and polkit. The bus starts the helper.
+    ///
+    /// # Errors
+    /// When one of them does not start.
+    pub fn start_helper(&self) -> anyhow::Result<()> {
+        let (program, rules) = (self.program("netbus-helper"), "/usr/share/polkit-1/rules.d/90-netbus-test.rules");
+        self.run(&format!(
+            "cd {FILES} &&
+            install -D {program} /usr/libexec/netbus-helper &&
+            install -D -m 644 org.netbus.Helper1.service -t /usr/share/dbus-1/system-services &&
+            sed -i 's#^Exec=#&{CONFINED}#' /usr/share/dbus-1/system-services/org.netbus.Helper1.service &&
+            install -D -m 644 org.netbus.Helper1.conf -t /usr/share/dbus-1/system.d &&
+            install -D -m 644 org.netbus.helper.policy -t /usr/share/polkit-1/actions &&
+            install -D -m 644 59-netbus.rules -t /usr/lib/udev/rules.d &&
+            install -D -m 644 netbus-modprobe.conf /usr/lib/modprobe.d/netbus.conf &&
+            modprobe -a nbd dm_mod &&
+            mkdir -p {{/etc,/usr/share}}/polkit-1/rules.d && chmod 755 {{/etc,/usr/share}}/polkit-1/rules.d &&
+            cat >{rules} <<'END'
+polkit.addRule(function(action, subject) {{
+    if (['attach', 'open-removable'].indexOf(action.id.replace('org.netbus.helper.', '')) >= 0 &&
+        subject.user == '{FRIEND}')
+        return polkit.Result.YES;
+}});
+END"
+        ))?;
+        self.start_dbus()?;
+        self.run("setsid /usr/lib/polkit-1/polkitd --no-debug </dev/null >/lab/polkit.log 2>&1 &")?;
+        let ready = "pkcheck --action-id org.netbus.helper.attach --process $$";
+        wait_for("polkit answers", || self.run(ready).map(Some)).map(drop)
+    }
+
+    /// Asks the helper as this user.
+    ///
+    /// # Errors
+    /// When the machine does not answer.
+    pub fn ask_helper(&self, user: &str, words: &str) -> anyhow::Result<Reply> {
+        let program = self.program("netbus-vm-disk");
+        self.try_run(&format!("setpriv --reuid={user} --regid=nogroup --clear-groups '{program}' {words}"))
+    }
+
+    /// The process of the helper, if it runs.
+    ///
+    /// # Errors
+    /// When the machine does not answer.
+    pub fn helper_process(&self) -> anyhow::Result<Option<u32>> {
+        let script = "for process in /proc/[0-9]*; do
+                [ \"$(readlink $process/exe)\" = /usr/libexec/netbus-helper ] && echo ${process#/proc/}
+            done; true";
+        Ok(self.run(script)?.trim().parse().ok())
+    }
+}
