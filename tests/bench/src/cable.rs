@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use fastrand::Rng;
 use netbus_lan_tests::{Account, Lan, wait_for};
 use rustix::fs::OFlags;
 
@@ -190,14 +191,8 @@ fn offset(worker: u64, place: u64) -> u64 {
 
 /// What a pass writes into a place; no two are the same.
 fn content(worker: u64, place: u64, pass: u64) -> Vec<u8> {
-    let mut random = (pass << 32 | worker << 24 | place) + 1;
-    let mut bytes = Vec::with_capacity(usize::try_from(BLOCK).unwrap_or_default());
-    for _ in 0..BLOCK / 8 {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        bytes.extend_from_slice(&random.to_le_bytes());
-    }
+    let mut bytes = vec![0; usize::try_from(BLOCK).unwrap_or_default()];
+    Rng::with_seed(pass << 32 | worker << 24 | place).fill(&mut bytes);
     bytes
 }
 

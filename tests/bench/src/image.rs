@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use anyhow::{Context, Result};
+use fastrand::Rng;
 
 /// Where files lie in memory on Linux.
 const MEMORY_DIR: &str = "/dev/shm";
@@ -57,12 +58,9 @@ fn owner(name: &str) -> Option<u32> {
 
 fn write_noise(path: &Path, size: u64) -> Result<()> {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = Rng::with_seed(1);
     for _ in 0..size / 8 {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        file.write_all(&random.to_le_bytes())?;
+        file.write_all(&random.u64(..).to_le_bytes())?;
     }
     Ok(file.flush()?)
 }

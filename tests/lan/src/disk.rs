@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
+use fastrand::Rng;
 
 use crate::{run, wait_for};
 
@@ -22,23 +23,18 @@ impl Files {
     /// # Errors
     /// When the system refuses.
     pub fn make(folder: &Path, seed: u64) -> anyhow::Result<Self> {
-        let mut random = seed | 1;
-        let mut next = move || {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random
-        };
+        let mut random = Rng::with_seed(seed);
         for number in 0..300_u64 {
             let dir = folder.join(format!("dir-{}", number % 17));
             fs::create_dir_all(&dir)?;
             let size = usize::try_from(match number % 10 {
                 0 => 0,
-                1..=6 => next() % 9000,
-                7 | 8 => next() % 70_000,
-                _ => next() % 400_000,
+                1..=6 => random.u64(..9000),
+                7 | 8 => random.u64(..70_000),
+                _ => random.u64(..400_000),
             })?;
-            let content: Vec<u8> = std::iter::repeat_with(|| next().to_le_bytes()).flatten().take(size).collect();
+            let mut content = vec![0; size];
+            random.fill(&mut content);
             fs::write(dir.join(format!("file {number} ünïcode.bin")), content)?;
         }
         Ok(Self { folder: folder.to_owned(), sums: checksums(folder)? })

@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
+use fastrand::Rng;
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, LockOwner,
     OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite, Request, WriteFlags,
@@ -93,12 +94,9 @@ impl Medium {
     fn lose_power(&self, seed: u64) {
         let mut disk = self.lock();
         disk.powered = false;
-        let mut random = seed | 1;
+        let mut random = Rng::with_seed(seed);
         for (number, block) in std::mem::take(&mut disk.cache) {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            if random.is_multiple_of(3) {
+            if random.u8(..3) == 0 {
                 disk.write_back(number, &block);
             }
         }

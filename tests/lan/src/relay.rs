@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
@@ -77,7 +78,7 @@ impl Relay {
             taps,
             lines: [Line::default(), Line::default()],
             sides: Arc::clone(&sides),
-            random: 0x2545_f491_4f6c_dd1d,
+            random: Rng::with_seed(1),
         };
         let thread =
             std::thread::Builder::new().name("relay".to_owned()).spawn(move || while carrier.turn(&stopped) {})?;
@@ -110,7 +111,7 @@ struct Carrier {
     taps: [SyncDevice; 2],
     lines: [Line; 2],
     sides: Arc<Mutex<[Weather; 2]>>,
-    random: u64,
+    random: Rng,
 }
 
 /// Frames on their way.
@@ -149,7 +150,7 @@ impl Carrier {
             let Ok(length) = self.taps[from].recv(&mut frame) else { return };
             // Asked after the frame has come, which may be after a change that its sender has seen.
             let weather = self.sides.lock().unwrap_or_else(PoisonError::into_inner)[from];
-            let lost = self.hundredth() < u64::from(weather.loss);
+            let lost = self.random.u8(..100) < weather.loss;
             if !lost {
                 self.lines[from].enter(weather, frame[..length].to_vec());
             }
@@ -162,13 +163,6 @@ impl Carrier {
             // A full queue or a pulled cable on the other side loses the frame, as a cable does.
             let _ = self.taps[1 - from].send(&frame);
         }
-    }
-
-    fn hundredth(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random % 100
     }
 }
 

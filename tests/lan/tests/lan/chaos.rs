@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use fastrand::Rng;
 use netbus_lan_tests::medium::HostDisk;
 use netbus_lan_tests::relay::{Relay, Way, Weather};
 
@@ -67,7 +68,7 @@ pub(super) struct Chaos<'a> {
     pub(super) scene: &'a mut Scene,
     disk: HostDisk,
     relay: Relay,
-    random: u64,
+    random: Rng,
 }
 
 /// Runs a test on two hosts that use a disk of `megabytes`, with a number of faults and the seed that they are drawn
@@ -88,8 +89,7 @@ pub(super) fn in_chaos(
         scene.publish(&[])?;
         let node = scene.subscribe(&[])?;
         let relay = scene.lan.relay(&scene.attic)?;
-        // Never zero, which a shift register would keep.
-        let mut chaos = Chaos { scene, disk, relay, random: seed.wrapping_mul(2).wrapping_add(1) };
+        let mut chaos = Chaos { scene, disk, relay, random: Rng::with_seed(seed) };
         test(&mut chaos, &node, faults)
     });
     result.with_context(|| format!("NETBUS_CHAOS_SEED={seed} NETBUS_CHAOS_FAULTS={faults} plays this run again"))
@@ -109,10 +109,7 @@ impl Chaos<'_> {
 
     /// A number below `limit`.
     pub(super) fn draw(&mut self, limit: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 16) % limit
+        self.random.u64(..limit)
     }
 
     fn apply(&mut self, fault: Fault, time: Duration) -> anyhow::Result<()> {

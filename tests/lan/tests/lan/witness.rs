@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, ensure};
+use fastrand::Rng;
 use netbus_lan_tests::wait_for;
 use rustix::fs::{Advice, fadvise};
 
@@ -28,7 +29,7 @@ pub(super) struct Witness(Arc<Shared>);
 struct Shared {
     places: Mutex<Vec<Place>>,
     synced: AtomicU64,
-    random: AtomicU64,
+    random: Mutex<Rng>,
     /// Why the last life ended by itself.
     failure: Mutex<String>,
 }
@@ -48,7 +49,7 @@ impl Witness {
         let shared = Shared {
             places: Mutex::new(vec![Place::new(); usize::try_from(PLACES)?]),
             synced: AtomicU64::new(0),
-            random: AtomicU64::new(seed | 1),
+            random: Mutex::new(Rng::with_seed(seed)),
             failure: Mutex::default(),
         };
         let witness = Self(Arc::new(shared));
@@ -134,12 +135,7 @@ impl Witness {
     }
 
     fn draw(&self, limit: u64) -> u64 {
-        let mut random = self.0.random.load(Ordering::Relaxed);
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        self.0.random.store(random, Ordering::Relaxed);
-        (random >> 8) % limit
+        self.0.random.lock().unwrap_or_else(PoisonError::into_inner).u64(..limit)
     }
 
     fn failure(&self) -> MutexGuard<'_, String> {
