@@ -7,10 +7,12 @@
 //! - [`host`]: a daemon with its state folder, and commands to it.
 //! - [`relay`]: a cable with weather on it: delays, losses, black holes.
 //! - [`medium`]: a disk that forgets what was not flushed when its power fails, that is slow, that has bad places.
+//! - [`blocks`]: what an application wrote in turn, and what a disk must show of it.
 //! - [`disk`]: images with real files, loop devices, mounts.
 //! - [`cgroup`]: control groups that bound memory.
 //! - [`rogue`]: a peer that does not keep to the protocol.
 
+pub mod blocks;
 pub mod cgroup;
 pub mod disk;
 pub mod host;
@@ -29,7 +31,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 /// How long a test waits for what must happen. Generous: a slow machine is no failure.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Runs a command to its end and gives what it printed.
 ///

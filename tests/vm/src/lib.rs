@@ -30,46 +30,4 @@ pub mod writer;
 
 pub use lab::{Pair, can_run, on_two_machines};
 pub use machine::{Bus, Machine};
-
-use std::process::Command;
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, bail, ensure};
-
-/// How long a test waits for what must happen. Generous: a machine in software on a busy host is slow, not broken.
-pub const PATIENCE: Duration = Duration::from_secs(90);
-
-/// Runs a command on the build machine to its end and gives what it printed.
-///
-/// # Errors
-/// When it cannot be started or fails (with all it printed).
-pub fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new(program)
-        .args(args)
-        .output()
-        .with_context(|| format!("{program} cannot be run; `cargo xtask setup` installs what the tests need"))?;
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    ensure!(output.status.success(), "{program} {args:?}: {}\n{stdout}{stderr}", output.status);
-    Ok(stdout.into_owned())
-}
-
-/// Waits until `condition` gives something.
-///
-/// # Errors
-/// After [`PATIENCE`], with what was waited for and the last error of the condition.
-pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
-    let start = Instant::now();
-    loop {
-        let last = condition();
-        if let Ok(Some(value)) = last {
-            return Ok(value);
-        }
-        if start.elapsed() > PATIENCE {
-            match last {
-                Err(error) => return Err(error.context(format!("Waited in vain until {what}"))),
-                Ok(_) => bail!("Waited in vain until {what}"),
-            }
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
+pub use netbus_lan_tests::{PATIENCE, wait_for};

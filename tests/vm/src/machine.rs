@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::agent::{self, Agent, Background, Reply};
 use crate::kernel::Kernel;
 use crate::qmp::Qmp;
-use crate::{PATIENCE, run, wait_for};
+use crate::{PATIENCE, wait_for};
 
 /// Prepares the guest's system once its root is mounted.
 const BOOT: &str = include_str!("guest/boot.sh");
@@ -97,7 +97,7 @@ impl Machine {
         fs::write(folder.join("machine.sh"), values)?;
         let state = folder.join("state.img");
         make_image(&state, 256)?;
-        run("mke2fs", &["-q", "-t", "ext4", &state.to_string_lossy()])?;
+        netbus_lan_tests::run("mke2fs", &["-q", "-t", "ext4", &state.to_string_lossy()])?;
         let disks = vec![Disk { name: "state".to_owned(), image: state, bus: Bus::Virtio }];
         let (name, parts) = (name.to_owned(), Arc::clone(parts));
         Ok(Self { name, address, folder, daemon: None, number, parts, disks, boot: None })

@@ -4,9 +4,10 @@ use std::fs;
 use std::time::Duration;
 
 use netbus_lan_tests::Account;
+use netbus_lan_tests::blocks::check_written;
 use serde_json::Value;
 
-use super::load::{Load, check_written};
+use super::load::Load;
 use super::scene::{
     Mounted, becomes, is_back, mounts_of, nobody_uses, on_hosts_of, on_two_hosts, repair, says, sha256,
 };

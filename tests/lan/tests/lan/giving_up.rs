@@ -6,11 +6,12 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use netbus_lan_tests::blocks::check_written;
 use netbus_lan_tests::disk::Loop;
 use netbus_lan_tests::relay::Weather;
 use netbus_lan_tests::{Host, run, wait_for};
 
-use super::load::{Load, check_written};
+use super::load::Load;
 use super::scene::{Mounted, becomes, mounts_of, nobody_uses, on_two_hosts, says};
 
 /// How long a process must wait in one place of the kernel; what needs no host is answered in a moment.

@@ -4,11 +4,12 @@ use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
+use netbus_lan_tests::blocks::check_written;
 use netbus_lan_tests::disk::{Loop, Mount, checksums, compare};
 use netbus_lan_tests::host::peer;
 use netbus_lan_tests::{Host, wait_for};
 
-use super::load::{Load, check_written};
+use super::load::Load;
 use super::scene::{Mounted, Scene, becomes, nobody_uses, on_two_hosts, publish, repair, says, sha256, subscribe};
 
 #[test]

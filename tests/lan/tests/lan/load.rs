@@ -1,8 +1,7 @@
 //! An application that writes without end and remembers what it was told is safe.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,13 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use netbus_lan_tests::wait_for;
-
-/// Bytes that are written and synced at a time.
-const BLOCK: usize = 4096;
-
-/// How many places are written in turn; the load needs that many blocks of room.
-const PLACES: u64 = 512;
+use netbus_lan_tests::{blocks, wait_for};
 
 /// Writes block after block to a file or a node, each made durable before the next, until it is stopped or fails.
 pub(super) struct Load {
@@ -36,8 +29,7 @@ impl Load {
                 if stopped.load(Ordering::Relaxed) {
                     break;
                 }
-                file.write_all_at(&block(number), (number % PLACES) * BLOCK as u64)?;
-                file.sync_data()?;
+                blocks::write(&file, number)?;
                 count.store(number + 1, Ordering::Relaxed);
             }
             Ok(())
@@ -100,33 +92,9 @@ impl Load {
     }
 }
 
-/// Checks that what the load was told is safe is in `path`: each place has its last safe block or a later one.
-pub(super) fn check_written(path: &Path, safe: u64) -> anyhow::Result<()> {
-    ensure!(safe > 0, "Nothing was written");
-    let file = File::open(path)?;
-    for place in 0..PLACES.min(safe) {
-        let mut found = [0; BLOCK];
-        file.read_exact_at(&mut found, place * BLOCK as u64)?;
-        let last = (safe - 1 - place) / PLACES * PLACES + place;
-        // The block that was under way when a load failed may be there or not.
-        let later = place == safe % PLACES && found == block(safe);
-        ensure!(found == block(last) || later, "Block {last} is not in {}", path.display());
-    }
-    Ok(())
-}
-
 /// Whether an application may see this of a disk that is gone: the disk's error, a file system that has stopped, or a
 /// file whose server is gone.
 pub(super) fn is_of_a_lost_disk(error: &io::Error) -> bool {
     // EIO, ENODEV, EROFS, ECONNABORTED, ENOTCONN.
     error.raw_os_error().is_some_and(|code| [5, 19, 30, 103, 107].contains(&code))
-}
-
-/// A block that no other is equal to.
-fn block(number: u64) -> [u8; BLOCK] {
-    let mut block = [0; BLOCK];
-    for (at, bytes) in block.chunks_exact_mut(8).enumerate() {
-        bytes.copy_from_slice(&(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ at as u64).to_le_bytes());
-    }
-    block
 }

@@ -5,11 +5,12 @@ use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use anyhow::ensure;
+use netbus_lan_tests::blocks::check_written;
 use netbus_lan_tests::relay::{Way, Weather};
 use netbus_lan_tests::run;
 use netbus_proto::session::SILENCE_LIMIT;
 
-use super::load::{Load, check_written};
+use super::load::Load;
 use super::scene::{Scene, becomes, is_back, on_two_hosts, sha256};
 
 #[test]

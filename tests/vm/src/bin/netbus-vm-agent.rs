@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use netbus_lan_tests::blocks;
 use netbus_vm_tests::{agent, writer};
 
 fn main() -> anyhow::Result<()> {
@@ -11,7 +12,7 @@ fn main() -> anyhow::Result<()> {
     match args[..] {
         ["serve"] => agent::serve(),
         ["write", path, progress] => writer::write(Path::new(path), Path::new(progress)),
-        ["check", path, safe] => writer::check(Path::new(path), safe.parse().context("No number of blocks")?),
+        ["check", path, safe] => blocks::check_written(Path::new(path), safe.parse().context("No number of blocks")?),
         _ => bail!("serve | write PATH PROGRESS | check PATH SAFE"),
     }
 }
