@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::load::Load;
 use super::scene::{
-    Mounted, becomes, is_back, mounts_of, nobody_uses, on_hosts_of, on_two_hosts, repair, says, sha256,
+    Mounted, becomes, is_back, mounts_of, nobody_uses, on_hosts_of, on_two_hosts, repair, says, sha256, under_load,
 };
 
 /// How long a load must stand still to show that it waits; a block takes a few milliseconds.
@@ -43,21 +43,14 @@ fn a_restart_of_the_hosts_daemon_lets_a_mounted_disk_wait_and_go_on() -> anyhow:
 
 #[test]
 fn a_killed_daemon_of_the_host_loses_nothing_that_was_synced() -> anyhow::Result<()> {
-    on_two_hosts(|scene| {
-        scene.make_noise(8)?;
-        scene.publish(&[])?;
-        let node = scene.subscribe(&[])?;
-        let load = Load::start(&node)?;
-        load.goes_on(20)?;
+    under_load(|scene, load| {
         for _ in 0..2 {
             scene.attic.kill()?;
             becomes(&scene.desk, "waiting")?;
             scene.attic.start()?;
             load.goes_on(20)?;
         }
-        let safe = load.finish()?;
-        scene.unsubscribe()?;
-        check_written(&scene.image, safe)
+        Ok(())
     })
 }
 
@@ -179,20 +172,12 @@ fn a_cable_that_is_pulled_for_a_few_seconds_is_only_a_wait() -> anyhow::Result<(
 
 #[test]
 fn a_cable_that_is_pulled_until_the_link_is_given_up_is_only_a_longer_wait() -> anyhow::Result<()> {
-    on_two_hosts(|scene| {
-        scene.make_noise(8)?;
-        scene.publish(&[])?;
-        let node = scene.subscribe(&[])?;
-        let load = Load::start(&node)?;
-        load.goes_on(20)?;
+    under_load(|scene, load| {
         scene.lan.cable(&scene.desk, false)?;
         becomes(&scene.desk, "waiting")?;
         load.stands_still(STILL)?;
         scene.lan.cable(&scene.desk, true)?;
-        load.goes_on(20)?;
-        let safe = load.finish()?;
-        scene.unsubscribe()?;
-        check_written(&scene.image, safe)
+        load.goes_on(20)
     })
 }
 

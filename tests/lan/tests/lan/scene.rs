@@ -4,10 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
+use netbus_lan_tests::blocks::check_written;
 use netbus_lan_tests::disk::{Files, Loop, Mount, make_image};
 use netbus_lan_tests::medium::HostDisk;
 use netbus_lan_tests::{Account, Host, Lan, can_run, run, wait_for};
 use serde_json::Value;
+
+use super::load::Load;
 
 /// Two paired hosts on a LAN.
 pub(super) struct Scene {
@@ -97,6 +100,22 @@ impl Scene {
         self.desk.netbus(&["unsubscribe", "attic/backup"])?;
         nobody_uses(&self.attic)
     }
+}
+
+/// Runs a test while an application writes to attic's disk at desk. It must get no error, and lose nothing. What the
+/// test gives lives until the application has ended.
+pub(super) fn under_load<T>(test: impl FnOnce(&mut Scene, &Load) -> anyhow::Result<T>) -> anyhow::Result<()> {
+    on_two_hosts(|scene| {
+        scene.make_noise(4)?;
+        scene.publish(&[])?;
+        let node = scene.subscribe(&[])?;
+        let load = Load::start(&node)?;
+        load.goes_on(20)?;
+        let _kept = test(scene, &load)?;
+        let safe = load.finish()?;
+        scene.unsubscribe()?;
+        check_written(&scene.image, safe)
+    })
 }
 
 /// A file system of a node, mounted through a loop device.

@@ -11,7 +11,7 @@ use netbus_lan_tests::run;
 use netbus_proto::session::SILENCE_LIMIT;
 
 use super::load::Load;
-use super::scene::{Scene, becomes, is_back, on_two_hosts, sha256};
+use super::scene::{becomes, is_back, on_two_hosts, sha256, under_load};
 
 #[test]
 fn a_host_with_another_address_is_found_again() -> anyhow::Result<()> {
@@ -118,21 +118,5 @@ fn a_killed_daemon_of_the_user_has_lost_nothing_that_it_said_was_safe() -> anyho
             check_written(&node, safe)?;
         }
         scene.unsubscribe()
-    })
-}
-
-/// Runs a test while an application writes to attic's disk at desk. It must get no error, and lose nothing. What the
-/// test gives lives until the application has ended.
-fn under_load<T>(test: impl FnOnce(&mut Scene, &Load) -> anyhow::Result<T>) -> anyhow::Result<()> {
-    on_two_hosts(|scene| {
-        scene.make_noise(4)?;
-        scene.publish(&[])?;
-        let node = scene.subscribe(&[])?;
-        let load = Load::start(&node)?;
-        load.goes_on(20)?;
-        let _kept = test(scene, &load)?;
-        let safe = load.finish()?;
-        scene.unsubscribe()?;
-        check_written(&scene.image, safe)
     })
 }
