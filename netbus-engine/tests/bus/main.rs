@@ -200,6 +200,28 @@ async fn who_loses_a_lease_is_told_by_whom_however_much_is_under_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_channel_is_not_called_active_before_it_has_a_node() {
+    let (attic, desk) = pair().await;
+    attic.publish(false).await.unwrap();
+    for _ in 0..100 {
+        let subscribing = desk.subscribe("attic/shelf", false);
+        let watching = async {
+            loop {
+                let status = desk.status().await;
+                match status.subscribed.first() {
+                    Some(used) if used.node.is_some() => return,
+                    Some(used) => assert_eq!(used.state, SubscribedState::Connecting),
+                    None => {}
+                }
+            }
+        };
+        let (node, ()) = tokio::join!(subscribing, watching);
+        node.unwrap();
+        desk.unsubscribe("shelf").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unpairing_ends_everything_at_once() {
     let (attic, desk) = pair().await;
     attic.publish(false).await.unwrap();
