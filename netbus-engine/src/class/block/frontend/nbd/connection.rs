@@ -23,6 +23,8 @@ use crate::outbox::{Drain, Items, Outbox};
 /// One client's requests and replies.
 pub(super) struct Connection<W> {
     queue: Queue,
+    /// Answers come on threads that belong to no runtime.
+    runtime: tokio::runtime::Handle,
     outbox: Arc<Outbox<Outgoing, Replies<W>>>,
     open: Mutex<Open>,
     /// Told when nothing is under way any more.
@@ -72,7 +74,8 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Connection<W> {
             ended: false,
         };
         let outbox = Outbox::new(replies);
-        Arc::new(Self { queue, outbox, open: Mutex::default(), settled: Notify::new() })
+        let runtime = tokio::runtime::Handle::current();
+        Arc::new(Self { queue, runtime, outbox, open: Mutex::default(), settled: Notify::new() })
     }
 
     /// Sends what the client did not take at once; returns when it is told all, or has gone.
@@ -166,7 +169,8 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Connection<W> {
             request.missing = 1;
             request.parts = vec![Bytes::new()];
             drop(open);
-            tokio::spawn(async move {
+            let runtime = self.runtime.clone();
+            runtime.spawn(async move {
                 let connection = Arc::clone(&self);
                 let answer = move |completion, lap| connection.answered(number, (0, 0), completion, lap);
                 self.queue.send(BlockRequest::Flush.into_request(), Instant::now(), answer).await;
