@@ -11,7 +11,8 @@
 //! when the host's parts are taken from the subscriber's `link`.
 //!
 //! Measuring a request takes some looks at the clock and additions to atomics, but no lock and no memory: a [`Lap`] travels
-//! with it. Where many come, one in 16 is measured, which costs the others next to nothing. [`histogram`] holds the numbers, [`report`] tells them.
+//! with it. Where many come, one in 16 is measured, which costs the others next to nothing. [`histogram`] holds the
+//! numbers, [`report`] tells them.
 
 pub mod histogram;
 pub mod report;

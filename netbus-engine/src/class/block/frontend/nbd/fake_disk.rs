@@ -35,6 +35,9 @@ pub(crate) struct State {
     pub(crate) held: Option<u64>,
     /// Requests that start at such an offset fail.
     pub(crate) failing: BTreeMap<u64, ErrorKind>,
+    /// Answers come on threads that belong to no runtime, as a device's may. A test whose clock stands cannot wait
+    /// for them.
+    pub(crate) threaded: bool,
     /// Reads give one byte too few.
     pub(crate) short: bool,
     /// Requests accepted and not answered.
@@ -139,7 +142,8 @@ impl Accept for FakeDisk {
                     completion = Some(state.execute(&request));
                 });
                 drop(permit);
-                answer(completion.unwrap(), None);
+                let answer = move || answer(completion.unwrap(), None);
+                if state.borrow().threaded { drop(std::thread::spawn(answer)) } else { answer() }
             });
         })
     }

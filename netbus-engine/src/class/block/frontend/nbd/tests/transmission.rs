@@ -89,6 +89,7 @@ async fn a_long_request_waits_for_its_last_piece_and_tells_the_first_error() {
 #[tokio::test]
 async fn force_unit_access_reaches_every_change() {
     let bench = Bench::new();
+    bench.fake.with(|state| state.threaded = true);
     let mut client = bench.using().await;
     client.request(WRITE, FUA, 1, 0, 512).await;
     client.write(&[1; 512]).await;
