@@ -4,13 +4,16 @@
 //! devices hold two sessions, so a channel number and a tag never have two meanings on one link.
 //!
 //! ```text
-//!              HELLO received, a common version
-//!   Greeting --------------------------------------> Open
-//!      |                                               |
-//!      | deadline, no common version,                  | GOODBYE from either side, silence,
-//!      | not paired, a malformed message               | a malformed message
-//!      +------------------> Ended <--------------------+
+//!              HELLO received, a common version            for data: its OPEN was granted
+//!   Greeting --------------------------------------> Open ------------------------------> HandedOver
+//!      |                                               |                                       |
+//!      | deadline, no common version,                  | GOODBYE from either side, silence,    | the link's end
+//!      | not paired, a malformed message               | a malformed message                   |
+//!      +------------------> Ended <--------------------+---------------------------------------+
 //! ```
+//!
+//! A session for data (protocol.md, "Data links") has one OPEN and no PING: whoever asked for it leaves the link to
+//! somebody else, such as a kernel, which knows nothing of Netbus messages. From the grant on there are none.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -31,6 +34,9 @@ pub const PING_AFTER: Duration = Duration::from_secs(2);
 /// After this long without a byte from the other side, the session has ended. Dead links are found sooner, by TCP;
 /// this finds a peer whose kernel answers while its daemon does not.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long the dialer of a session for data has for its OPEN, from HELLO on.
+pub const OPEN_TIME: Duration = Duration::from_secs(10);
 
 /// Requests of one side that may be unanswered in a session.
 pub const MAX_OUTSTANDING: usize = 1024;
@@ -71,9 +77,26 @@ pub struct Session {
 
 #[derive(Debug)]
 enum State {
-    Greeting { deadline: Instant },
-    Open { purpose: Purpose },
+    Greeting {
+        deadline: Instant,
+    },
+    Open {
+        purpose: Purpose,
+    },
+    /// For data.
+    Data(Data),
     Ended,
+}
+
+/// How far a session for data is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Data {
+    /// At the acceptor, OPEN is due; the dialer takes as long as its own side lets it.
+    Unasked { deadline: Option<Instant> },
+    /// OPEN was sent and is not answered.
+    Asked,
+    /// It was granted: what is on the link is not this machine's matter any more.
+    HandedOver,
 }
 
 /// What an unanswered request asked, so that only a fitting reply is taken.
@@ -97,6 +120,9 @@ pub enum Event {
     },
     /// A message for the owner: a request or notice, or the reply to the request with this tag.
     Message(Tag, Control),
+    /// A session for data was granted its channel. Behind the grant, which is the last message in either direction,
+    /// the link speaks the framing that was asked for.
+    HandedOver,
     /// The session is over; nothing follows.
     Ended(End),
 }
@@ -141,10 +167,10 @@ impl Session {
     /// [`DecodeError`], to be given to [`Session::fail`].
     pub fn admit(&self, header: &Header) -> Result<(), DecodeError> {
         let limit = match (&self.state, header.class == CONTROL) {
-            (State::Open { purpose: Purpose::Session }, true) => MAX_CONTROL,
+            (State::Open { purpose: Purpose::Session } | State::Data(_), true) => MAX_CONTROL,
             (State::Open { purpose: Purpose::Session }, false) => MAX_BODY,
-            (State::Greeting { .. } | State::Open { purpose: Purpose::Pairing } | State::Ended, true) => MAX_UNPAIRED,
-            (State::Greeting { .. } | State::Open { purpose: Purpose::Pairing } | State::Ended, false) => {
+            (State::Greeting { .. } | State::Open { .. } | State::Ended, true) => MAX_UNPAIRED,
+            (State::Greeting { .. } | State::Open { .. } | State::Data(_) | State::Ended, false) => {
                 return Err(DecodeError::Operation { class: header.class, op: header.op });
             }
         };
@@ -159,7 +185,7 @@ impl Session {
     /// Takes a control message.
     pub fn handle_control(&mut self, header: &Header, body: &[u8], now: Instant) {
         self.last_received = now;
-        if let State::Ended = self.state {
+        if !self.takes_messages() {
             return;
         }
         match Control::decode(header, body) {
@@ -204,6 +230,9 @@ impl Session {
             State::Greeting { deadline } if deadline <= now => {
                 self.end(Reason::Protocol, "The other side did not introduce itself in time");
             }
+            State::Data(Data::Unasked { deadline: Some(deadline) }) if deadline <= now => {
+                self.end(Reason::Protocol, "The other side did not say in time what its link is for");
+            }
             State::Open { .. } if self.last_received + SILENCE_LIMIT <= now => {
                 self.end(Reason::Protocol, "The other side was silent for too long");
             }
@@ -212,7 +241,7 @@ impl Session {
                 let tag = self.take_tag(Question::Ping);
                 self.transmit.push_back(Control::Ping.encode(tag));
             }
-            State::Greeting { .. } | State::Open { .. } | State::Ended => {}
+            State::Greeting { .. } | State::Open { .. } | State::Data(_) | State::Ended => {}
         }
     }
 
@@ -222,7 +251,8 @@ impl Session {
         match self.state {
             State::Greeting { deadline } => Some(deadline),
             State::Open { .. } => Some(self.ping_due().min(self.last_received + SILENCE_LIMIT)),
-            State::Ended => None,
+            State::Data(Data::Unasked { deadline }) => deadline,
+            State::Data(Data::Asked | Data::HandedOver) | State::Ended => None,
         }
     }
 
@@ -237,28 +267,50 @@ impl Session {
     }
 
     /// Sends a request; its reply comes as [`Event::Message`] with the returned tag. `None` when the session is not
-    /// open or too many requests are unanswered.
+    /// open, too many requests are unanswered, or it is for data and this is not its one OPEN.
     pub fn send_request(&mut self, message: &Control) -> Option<Tag> {
         let question = question(message)?;
-        if !matches!(self.state, State::Open { .. }) || self.outstanding.len() >= MAX_OUTSTANDING {
-            return None;
+        match self.state {
+            State::Open { .. } if self.outstanding.len() < MAX_OUTSTANDING => {}
+            State::Data(Data::Unasked { .. }) if question == Question::Open => self.state = State::Data(Data::Asked),
+            State::Greeting { .. } | State::Open { .. } | State::Data(_) | State::Ended => return None,
         }
         let tag = self.take_tag(question);
         self.transmit.push_back(message.encode(tag));
         Some(tag)
     }
 
-    /// Answers the request with this tag.
+    /// Answers the request with this tag. In a session for data the answer to OPEN hands the link over, or ends the
+    /// session.
     pub fn send_reply(&mut self, tag: Tag, message: &Control) {
-        if !matches!(self.state, State::Ended) {
-            self.transmit.push_back(message.encode(tag));
+        if !self.takes_messages() {
+            return;
+        }
+        self.transmit.push_back(message.encode(tag));
+        if let State::Data(Data::Asked) = self.state {
+            self.conclude(message, false);
         }
     }
 
     /// Sends a notice, which has no reply.
     pub fn send_notice(&mut self, message: &Control) {
-        if !matches!(self.state, State::Ended) {
+        if self.takes_messages() {
             self.transmit.push_back(message.encode(Tag(0)));
+        }
+    }
+
+    /// Whether there are still messages on the link.
+    fn takes_messages(&self) -> bool {
+        !matches!(self.state, State::Data(Data::HandedOver) | State::Ended)
+    }
+
+    /// The one request of a session for data was answered, by the other side or by this one.
+    fn conclude(&mut self, answer: &Control, by_peer: bool) {
+        if let Control::Refused(refusal) = answer {
+            self.finish(End { reason: refusal.reason, text: refusal.text.clone(), by_peer });
+        } else {
+            self.state = State::Data(Data::HandedOver);
+            self.events.push_back(Event::HandedOver);
         }
     }
 
@@ -275,6 +327,18 @@ impl Session {
                     return self.end(Reason::Protocol, &text);
                 }
                 self.deliver(tag, message);
+            }
+            (State::Data(data), message) => {
+                let fits = match (self.role, data, &message) {
+                    (Role::Acceptor { .. }, Data::Unasked { .. }, Control::Open(open)) => open.framing.is_some(),
+                    (Role::Dialer(_), Data::Asked, Control::Grant(_) | Control::Refused(_)) => true,
+                    _ => false,
+                };
+                if !fits {
+                    let text = format!("The other side sent {} where it may not", message.name());
+                    return self.end(Reason::Protocol, &text);
+                }
+                self.handle_data(tag, message);
             }
             (State::Greeting { .. }, message) => {
                 let text = format!("The other side sent {} before HELLO", message.name());
@@ -296,7 +360,7 @@ impl Session {
         }
         let purpose = match (self.role, hello.purpose) {
             (Role::Dialer(purpose), None) => purpose,
-            (Role::Acceptor { paired: false }, Some(Purpose::Session)) => {
+            (Role::Acceptor { paired: false }, Some(Purpose::Session | Purpose::Data)) => {
                 return self.end(Reason::NotPaired, "The two machines are not paired: pair them first");
             }
             (Role::Acceptor { .. }, Some(purpose)) => purpose,
@@ -304,8 +368,24 @@ impl Session {
                 return self.end(Reason::Protocol, "The other side's HELLO does not fit its role");
             }
         };
-        self.state = State::Open { purpose };
+        self.state = match purpose {
+            Purpose::Session | Purpose::Pairing => State::Open { purpose },
+            Purpose::Data => {
+                let deadline = matches!(self.role, Role::Acceptor { .. }).then(|| self.last_received + OPEN_TIME);
+                State::Data(Data::Unasked { deadline })
+            }
+        };
         self.events.push_back(Event::Opened { name: hello.name, purpose });
+    }
+
+    /// Takes what fits the state of a session for data.
+    fn handle_data(&mut self, tag: Tag, message: Control) {
+        let is_answer = answers(&message).is_some();
+        self.state = State::Data(Data::Asked);
+        self.deliver(tag, message.clone());
+        if is_answer && !matches!(self.state, State::Ended) {
+            self.conclude(&message, true);
+        }
     }
 
     fn deliver(&mut self, tag: Tag, message: Control) {
@@ -349,7 +429,8 @@ fn allowed(role: Role, purpose: Purpose, message: &Control) -> bool {
         Control::PairAnswer(_) | Control::PairProved(_) | Control::PairStored | Control::PairRefused(_) => {
             !from_dialer && purpose == Purpose::Pairing
         }
-        Control::Open(_) | Control::Close(_) => from_dialer && purpose == Purpose::Session,
+        Control::Open(open) => from_dialer && purpose == Purpose::Session && open.framing.is_none(),
+        Control::Close(_) => from_dialer && purpose == Purpose::Session,
         Control::Offer(_)
         | Control::Withdraw(_)
         | Control::Grant(_)

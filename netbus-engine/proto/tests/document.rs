@@ -12,8 +12,8 @@ use netbus_proto::ids::{ChannelNumber, ClassCode, Epoch, Generation, Instance, P
 use netbus_proto::request::{DeviceError, ErrorKind, MAX_ARGS, MAX_ERROR_TEXT, Request};
 use netbus_proto::sample::{self, Sample};
 use netbus_proto::wire::control::{
-    self, Close, Control, Goodbye, Grant, Hello, Offer, Open, PairMessage, PairProof, Purpose, Reason, Refusal, Resume,
-    Revoked, Withdraw,
+    self, Close, Control, Framing, Goodbye, Grant, Hello, Offer, Open, PairMessage, PairProof, Purpose, Reason,
+    Refusal, Resume, Revoked, Withdraw,
 };
 use netbus_proto::wire::header::{CONTROL, MAX_BODY};
 use netbus_proto::wire::{Flags, HEADER_LEN, Header};
@@ -110,6 +110,7 @@ fn the_table_of_limits_is_that_of_the_code() {
 fn the_table_of_times_is_that_of_the_code() {
     let known = [
         ("GREETING_TIME", session::GREETING_TIME),
+        ("OPEN_TIME", session::OPEN_TIME),
         ("PING_AFTER", session::PING_AFTER),
         ("SILENCE_LIMIT", session::SILENCE_LIMIT),
         ("READER_LAPSE", lease::READER_LAPSE),
@@ -206,7 +207,7 @@ fn messages() -> Vec<Control> {
         Control::PairStored,
         Control::Offer(offer),
         Control::Withdraw(Withdraw { publication }),
-        Control::Open(Open { publication, write: true, resume: Some(resume()) }),
+        Control::Open(Open { publication, write: true, resume: Some(resume()), framing: Some(Framing::Nbd) }),
         Control::Grant(grant),
         Control::Refused(refusal()),
         Control::Close(Close { channel: ChannelNumber(1) }),

@@ -10,8 +10,8 @@ use netbus_proto::ids::{ChannelNumber, ClassCode, Epoch, Generation, Instance, P
 use netbus_proto::request::{DeviceError, ErrorKind, MAX_ERROR_TEXT, Request};
 use netbus_proto::sample::{MAX_SAMPLE, MAX_SAMPLES, Sample};
 use netbus_proto::wire::control::{
-    Close, Goodbye, Grant, Hello, MAX_DEVICE, MAX_NAME, MAX_TEXT, Offer, Open, PairMessage, PairProof, Purpose, Reason,
-    Refusal, Resume, Revoked, Withdraw,
+    Close, Framing, Goodbye, Grant, Hello, MAX_DEVICE, MAX_NAME, MAX_TEXT, Offer, Open, PairMessage, PairProof,
+    Purpose, Reason, Refusal, Resume, Revoked, Withdraw,
 };
 use netbus_proto::wire::header::{MAX_BODY, VERSION};
 use netbus_proto::wire::{Control, DecodeError, Flags, HEADER_LEN, Header};
@@ -340,6 +340,11 @@ fn control_messages() -> Vec<(Control, &'static str)> {
              a30001010102656174746963",
         ),
         (
+            Control::Hello(Hello { purpose: Some(Purpose::Data), ..hello() }),
+            "4e425553 01 00 01 00 00000000 0000000e 0000000000000000 0000000000000007 \
+             a400010101026561747469630302",
+        ),
+        (
             Control::Goodbye(Goodbye { reason: Reason::Shutdown, text: "Bye".to_owned() }),
             "4e425553 01 00 02 00 00000000 00000008 0000000000000000 0000000000000007 \
              a200000163427965",
@@ -390,9 +395,19 @@ fn control_messages() -> Vec<(Control, &'static str)> {
              a1005050505050505050505050505050505050",
         ),
         (
-            Control::Open(Open { publication: PublicationId([0x50; 16]), write: true, resume: None }),
+            Control::Open(Open { publication: PublicationId([0x50; 16]), write: true, resume: None, framing: None }),
             "4e425553 01 00 09 00 00000000 00000015 0000000000000000 0000000000000007 \
              a200505050505050505050505050505050505001f5",
+        ),
+        (
+            Control::Open(Open {
+                publication: PublicationId([0x50; 16]),
+                write: true,
+                resume: None,
+                framing: Some(Framing::Nbd),
+            }),
+            "4e425553 01 00 09 00 00000000 00000017 0000000000000000 0000000000000007 \
+             a300505050505050505050505050505050505001f50301",
         ),
         (
             Control::Open(resumed()),
@@ -457,7 +472,7 @@ fn offer() -> Offer {
 
 fn resumed() -> Open {
     let resume = Resume { epoch: Epoch(9), generation: Generation(300), instance: None, samples: None };
-    Open { publication: PublicationId([0x50; 16]), write: false, resume: Some(resume) }
+    Open { publication: PublicationId([0x50; 16]), write: false, resume: Some(resume), framing: None }
 }
 
 fn resumed_with(samples: Vec<Sample>) -> Open {

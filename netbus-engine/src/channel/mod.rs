@@ -5,3 +5,4 @@
 //! and the promise of exactly one answer exist once.
 
 pub mod attachment;
+pub mod unflushed;

@@ -16,10 +16,11 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_proto::ids::{ClassCode, Instance};
 use netbus_proto::request::{DeviceError, Request, Shape};
+use netbus_proto::wire::control::Framing;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::frontend::{Frontend, Presentation, Queue};
+use crate::frontend::{Framed, Frontend, Presentation, Queue};
 
 /// A kind of device: everything about it that the bus does not know.
 pub trait DeviceClass: Send + Sync + 'static {
@@ -97,6 +98,21 @@ pub trait DeviceClass: Send + Sync + 'static {
         presentation: Presentation,
         queue: Queue,
     ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>>;
+
+    /// The framings in which a host serves it on a data link; most classes have none.
+    fn framings(&self) -> &'static [Framing] {
+        &[]
+    }
+
+    /// Serves a connection in one of the class's framings until it ends, is cut, or breaks the framing. Every request
+    /// that came in is done then, but for a cut.
+    ///
+    /// # Errors
+    /// Why the connection broke.
+    fn serve(&self, framing: Framing, framed: Framed) -> BoxFuture<'static, io::Result<()>> {
+        drop(framed);
+        Box::pin(async move { Err(io::Error::other(format!("The class is not served as {framing:?}"))) })
+    }
 
     /// Takes away what frontends of a killed daemon left in the folder for nodes. Called once when a daemon starts, before
     /// it presents anything. Blocking.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, PublicationId, Tag};
 use netbus_proto::lease;
 use netbus_proto::wire::control::{Control, Open, Reason, Refusal, Withdraw, is_slug};
+use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::publication::{Device, PeerSession, Publication, Sessions, Unlike, bounded};
@@ -59,13 +60,19 @@ impl Host {
         Self { publications, foreign, sessions: HashMap::new(), next_look: Instant::now(), looking: false }
     }
 
-    /// A paired peer's session is open. Older ones of the same peer end.
+    /// A paired peer's session for a data link is open.
+    pub(super) fn data_session_opened(&mut self, handle: SessionHandle) {
+        self.sessions.insert(handle.id, PeerSession { handle, is_data: true });
+    }
+
+    /// A paired peer's session for channels is open. Older ones of the same peer end.
     pub(super) fn session_opened(&mut self, core: &Core, handle: SessionHandle) {
-        for older in self.sessions.values().filter(|older| older.handle.peer == handle.peer) {
+        let is_older = |older: &PeerSession| older.handle.peer == handle.peer && !older.is_data;
+        for older in self.sessions.values().filter(|older| is_older(older)) {
             older.handle.end(Reason::Superseded, "A newer session of the same machine took this one's place");
         }
         let superseded: Vec<SessionId> =
-            self.sessions.iter().filter(|(_, older)| older.handle.peer == handle.peer).map(|(id, _)| *id).collect();
+            self.sessions.iter().filter(|(_, older)| is_older(older)).map(|(id, _)| *id).collect();
         for id in superseded {
             self.session_ended(core, id);
         }
@@ -73,7 +80,7 @@ impl Host {
         {
             handle.notice(Control::Offer(publication.offer(core)));
         }
-        self.sessions.insert(handle.id, PeerSession { handle });
+        self.sessions.insert(handle.id, PeerSession { handle, is_data: false });
     }
 
     /// A peer's session is over. Whether it was one of these.
@@ -129,6 +136,13 @@ impl Host {
     pub(super) fn fenced(&mut self, core: &Core, id: PublicationId, epoch: Epoch, flushed: Result<(), String>) {
         if let Some(publication) = self.publications.get_mut(&id) {
             publication.fenced(core, &self.sessions, epoch, flushed);
+        }
+    }
+
+    /// The first change that a data link brings is about to go to its device.
+    pub(super) fn mark(&mut self, core: &Core, id: PublicationId, epoch: Epoch, stored: oneshot::Sender<()>) {
+        if let Some(publication) = self.publications.get_mut(&id) {
+            publication.mark(core, epoch, stored);
         }
     }
 
@@ -255,6 +269,7 @@ impl Host {
             lease: StoredLease::default(),
             stamp: None,
             failed_flushes: 0,
+            unflushed: None,
         };
         let class = core
             .registry
@@ -302,7 +317,7 @@ impl Host {
         }
         let publication = self.publications.remove(&id).expect("just found");
         self.save(core);
-        let allowed = |session: &&PeerSession| publication.stored.to.contains(&session.handle.peer);
+        let allowed = |session: &&PeerSession| session.hears_of(&publication.stored);
         for session in self.sessions.values().filter(allowed) {
             session.handle.notice(Control::Withdraw(Withdraw { publication: id }));
         }
@@ -340,8 +355,10 @@ impl Host {
     /// Flushes everything and tells the peers that the daemon stops.
     pub(super) async fn farewell(&mut self, core: &Core) {
         for publication in self.publications.values_mut() {
-            if publication.farewell().await.is_err() {
-                publication.flush_failed(core);
+            match publication.farewell().await {
+                Ok(Some(instance)) => publication.unmark(core, instance),
+                Ok(None) => {}
+                Err(_) => publication.flush_failed(core),
             }
             publication.take_stamp(core);
         }

@@ -113,6 +113,12 @@ pub(crate) enum Input {
         epoch: Epoch,
         flushed: Result<(), String>,
     },
+    /// A change is about to go to a device, whose mark has to be stored first.
+    Unflushed {
+        publication: PublicationId,
+        epoch: Epoch,
+        stored: oneshot::Sender<()>,
+    },
     Dialed {
         peer: Fingerprint,
         result: Result<Box<Dialed>, DialError>,
@@ -396,6 +402,7 @@ impl Engine {
             Input::Fenced { publication, epoch, flushed } => {
                 self.host.fenced(&self.core, publication, epoch, flushed);
             }
+            Input::Unflushed { publication, epoch, stored } => self.host.mark(&self.core, publication, epoch, stored),
             Input::Dialed { peer, result } => {
                 if let Some(suspect) = self.peers.dialed(&self.core, peer, result) {
                     self.verify(suspect);
@@ -418,10 +425,12 @@ impl Engine {
     fn apply_session(&mut self, id: SessionId, event: SessionEvent) {
         match event {
             SessionEvent::Opened { name, purpose } => {
-                if let Some(handle) = self.peers.session_opened(&mut self.core, id, &name, purpose)
-                    && purpose == Purpose::Session
-                {
-                    self.host.session_opened(&self.core, handle);
+                if let Some(handle) = self.peers.session_opened(&mut self.core, id, &name, purpose) {
+                    match purpose {
+                        Purpose::Session => self.host.session_opened(&self.core, handle),
+                        Purpose::Data => self.host.data_session_opened(handle),
+                        Purpose::Pairing => {}
+                    }
                 }
             }
             SessionEvent::Sent { token, tag } => self.subscriber.sent(id, token, tag),

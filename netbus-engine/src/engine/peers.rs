@@ -27,6 +27,9 @@ use crate::session::{SessionHandle, SessionId};
 /// Sessions that one paired peer may have opened here; an old one may still be dying when the next comes.
 const MAX_SESSIONS_PER_PEER: usize = 4;
 
+/// Data links of one paired peer. Each may have 32 MiB under way.
+const MAX_DATA_LINKS_PER_PEER: usize = 16;
+
 /// Links of strangers that may want to pair.
 const MAX_UNPAIRED: usize = 8;
 
@@ -87,6 +90,12 @@ struct Incoming {
     name: String,
     /// What binds a pairing to this link.
     exporter: [u8; 32],
+}
+
+impl Incoming {
+    fn is_data(&self) -> bool {
+        self.purpose == Some(Purpose::Data)
+    }
 }
 
 /// A peer that proved the code.
@@ -150,7 +159,7 @@ impl Peers {
     pub(super) fn accepted(&mut self, core: &Core, accepted: Secured) {
         let paired = self.trust.contains(accepted.peer);
         let (open, limit) = if paired {
-            let of_peer = |incoming: &&Incoming| incoming.handle.peer == accepted.peer;
+            let of_peer = |incoming: &&Incoming| incoming.handle.peer == accepted.peer && !incoming.is_data();
             (self.incoming.values().filter(of_peer).count(), MAX_SESSIONS_PER_PEER)
         } else {
             (self.incoming.values().filter(|incoming| !incoming.paired).count(), MAX_UNPAIRED)
@@ -175,7 +184,14 @@ impl Peers {
         name: &str,
         purpose: Purpose,
     ) -> Option<SessionHandle> {
+        let peer = self.incoming.get(&id).map(|incoming| incoming.handle.peer);
+        let data_links = |incoming: &&Incoming| incoming.is_data() && Some(incoming.handle.peer) == peer;
+        let data_links = self.incoming.values().filter(data_links).count();
         if let Some(incoming) = self.incoming.get_mut(&id) {
+            if purpose == Purpose::Data && data_links >= MAX_DATA_LINKS_PER_PEER {
+                incoming.handle.end(Reason::Busy, "Too many data links are open");
+                return None;
+            }
             incoming.purpose = Some(purpose);
             incoming.name = name.to_owned();
             return Some(incoming.handle.clone());

@@ -1,35 +1,34 @@
 //! One publication at its host: the lease desk, the device while somebody may use it, the exports of its leases.
 //!
+//! - `giving`: a lease becomes a channel or a data link.
 //! - `evidence`: whether an opened device has the content that a subscriber has left.
+//! - `unflushed`: whether something that was answered over a data link may be lost.
 
 mod evidence;
+mod giving;
+mod unflushed;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use netbus_proto::attachment::Binding;
-use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, Generation, Instance, PublicationId, Tag};
+use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, Instance, PublicationId, Tag};
 use netbus_proto::lease::{self, Effect, LeaseDesk, Leased, OpenCall};
 use netbus_proto::request::DeviceError;
-use netbus_proto::wire::control::{Control, Grant, Offer, Open, Reason, Refusal, Resume, Revoked};
+use netbus_proto::wire::control::{Control, Offer, Open, Reason, Refusal, Revoked};
 use tracing::{info, warn};
 
 pub(crate) use self::evidence::Unlike;
+use self::giving::{Asked, PendingGrant};
+use self::unflushed::Counted;
 use super::store::StoredPublication;
 use super::{Core, Input, error_chain, seconds_since_1970};
-use crate::channel::attachment::Attachment;
 use crate::class::{DeviceClass, OpenError, OpenedDevice};
 use crate::control::api::Event;
-use crate::frontend::export::Export;
-use crate::latency::Side;
+use crate::frontend::export::Exported;
 use crate::latency::report::ChannelReport;
 use crate::session::{SessionHandle, SessionId};
-
-/// Numbers of open channels; unique in this process, so that a number never means two things in a session.
-static NEXT_CHANNEL: AtomicU32 = AtomicU32::new(1);
 
 /// One publication.
 pub(super) struct Publication {
@@ -41,13 +40,15 @@ pub(super) struct Publication {
     pub(super) presence: Result<(), String>,
     exports: HashMap<Epoch, OpenChannel>,
     /// Unanswered OPENs, in the desk's order.
-    opens: VecDeque<(SessionId, Tag, Option<Resume>)>,
+    opens: VecDeque<Asked>,
     /// Grants whose device must show first that it has the content that was left.
     comparing: Vec<PendingGrant>,
     /// Unanswered CLOSEs.
     closes: HashMap<Epoch, (SessionId, Tag)>,
     /// Flush errors found while a lease ended.
     close_errors: HashMap<Epoch, String>,
+    /// Fences behind which nothing that was answered at an instance is unflushed, if they succeed.
+    settling: HashMap<Epoch, Instance>,
 }
 
 /// The device behind a publication.
@@ -62,20 +63,12 @@ pub(super) enum Device {
     Failed { opened: Arc<OpenedDevice> },
 }
 
-/// A lease that the desk gave and whose device is not open yet.
-pub(super) struct PendingGrant {
-    session: SessionId,
-    tag: Tag,
-    epoch: Epoch,
-    generation: Generation,
-    write: bool,
-    resume: Option<Resume>,
-}
-
 struct OpenChannel {
     session: SessionId,
     channel: ChannelNumber,
-    export: Arc<Export>,
+    export: Arc<dyn Exported>,
+    /// Where the subscriber keeps no log of what it wrote.
+    counted: Option<Counted>,
 }
 
 /// The sessions of peers, by their number.
@@ -84,9 +77,16 @@ pub(super) type Sessions = HashMap<SessionId, PeerSession>;
 /// A paired peer that may use what this machine publishes.
 pub(super) struct PeerSession {
     pub(super) handle: SessionHandle,
+    /// It is for one data link, not for channels.
+    pub(super) is_data: bool,
 }
 
 impl PeerSession {
+    /// Whether it is told of a publication.
+    pub(super) fn hears_of(&self, stored: &StoredPublication) -> bool {
+        !self.is_data && stored.to.contains(&self.handle.peer)
+    }
+
     pub(super) fn refuse(&self, tag: Tag, reason: Reason, text: String) {
         self.handle.reply(tag, Control::Refused(Refusal { reason, text: bounded(text) }));
     }
@@ -106,6 +106,7 @@ impl Publication {
             comparing: Vec::new(),
             closes: HashMap::new(),
             close_errors: HashMap::new(),
+            settling: HashMap::new(),
         }
     }
 
@@ -155,6 +156,10 @@ impl Publication {
             let text = format!("\"{}\" is published for reading only: subscribe with --read-only", self.stored.label);
             return session.refuse(tag, Reason::ReadOnly, text);
         }
+        if open.framing.is_some_and(|framing| !self.class.framings().contains(&framing)) {
+            let text = format!("\"{}\" cannot be used over a data link", self.stored.label);
+            return session.refuse(tag, Reason::Protocol, text);
+        }
         if let Err(Leased) = self.look_for_local_use() {
             let text = format!("\"{}\" is busy at this moment: try again", self.stored.label);
             return session.refuse(tag, Reason::Busy, text);
@@ -166,7 +171,8 @@ impl Publication {
             resume: open.resume.as_ref().map(lease::Resume::from),
             at: lease::UnixSeconds(seconds_since_1970()),
         };
-        self.opens.push_back((session.handle.id, tag, open.resume));
+        let asked = Asked { session: session.handle.id, tag, resume: open.resume, framing: open.framing };
+        self.opens.push_back(asked);
         self.desk.handle_open(call, Instant::now());
         self.advance(core, sessions);
     }
@@ -194,12 +200,12 @@ impl Publication {
 
     /// A peer's session is over.
     pub(super) fn session_ended(&mut self, core: &Core, sessions: &Sessions, session: SessionId) {
-        self.opens.retain(|(asking, ..)| *asking != session);
+        self.opens.retain(|asked| asked.session != session);
         self.closes.retain(|_, (asking, _)| *asking != session);
         if let Device::Opening { grants, .. } = &mut self.device {
-            grants.retain(|grant| grant.session != session);
+            grants.retain(|grant| grant.asked.session != session);
         }
-        self.comparing.retain(|grant| grant.session != session);
+        self.comparing.retain(|grant| grant.asked.session != session);
         self.desk.handle_session_lost(session, Instant::now());
         self.advance(core, sessions);
     }
@@ -226,6 +232,8 @@ impl Publication {
                 if !read_only && self.stored.stamp.take().is_some() {
                     core.store_publication(&self.stored);
                 }
+                // It was flushed as it was opened.
+                self.unmark(core, self.instance(&opened));
                 self.device = Device::Open { opened: Arc::new(opened), read_only };
                 for grant in grants {
                     self.admit(core, sessions, grant);
@@ -250,6 +258,10 @@ impl Publication {
 
     /// Nothing of a fenced epoch is at the device any more.
     pub(super) fn fenced(&mut self, core: &Core, sessions: &Sessions, epoch: Epoch, flushed: Result<(), String>) {
+        let settled = self.settling.remove(&epoch);
+        if let (Some(instance), Ok(())) = (settled, &flushed) {
+            self.unmark(core, instance);
+        }
         if let Err(text) = flushed {
             warn!(error = text, "A lease ended with writes that did not become durable");
             if self.closes.contains_key(&epoch) {
@@ -266,6 +278,7 @@ impl Publication {
 
     /// Lets time pass.
     pub(super) fn handle_timeout(&mut self, core: &Core, sessions: &Sessions, now: Instant) {
+        self.settle(core, now);
         if self.desk.poll_timeout().is_some_and(|due| due <= now) {
             self.desk.handle_timeout(now);
             self.advance(core, sessions);
@@ -278,16 +291,13 @@ impl Publication {
         core.store_publication(&self.stored);
     }
 
-    /// The life that the opened device is in, as peers are told of it.
-    fn instance(&self, opened: &OpenedDevice) -> Instance {
-        let failed = self.stored.failed_flushes.to_be_bytes();
-        let mut instance = opened.instance;
-        instance.0.iter_mut().zip(failed).for_each(|(byte, failed)| *byte ^= failed);
-        instance
-    }
-
     /// Makes everything answered durable and ends all exports: the daemon stops. Leases stay.
-    pub(super) fn farewell(&mut self) -> impl Future<Output = Result<(), DeviceError>> + use<> {
+    /// The result tells of which instance everything is durable then, if it was open.
+    pub(super) fn farewell(&mut self) -> impl Future<Output = Result<Option<Instance>, DeviceError>> + use<> {
+        let instance = match &self.device {
+            Device::Open { opened, .. } => Some(self.instance(opened)),
+            Device::Failed { .. } | Device::Closed | Device::Opening { .. } => None,
+        };
         let exports: Vec<_> = self.exports.drain().map(|(_, open)| open.export).collect();
         let device = match std::mem::replace(&mut self.device, Device::Closed) {
             Device::Open { opened, .. } | Device::Failed { opened } => Some(opened),
@@ -298,13 +308,13 @@ impl Publication {
                 export.fence().await;
             }
             let Some(device) = device else {
-                return Ok(());
+                return Ok(None);
             };
             let flushed = device.backend.quiesce().await;
             if let Err(error) = &flushed {
                 warn!(%error, "The last flush of a published device failed");
             }
-            flushed
+            flushed.map(|()| instance)
         }
     }
 
@@ -345,14 +355,14 @@ impl Publication {
                 }
                 Effect::Fence(epoch) => self.fence(core, sessions, epoch),
                 Effect::Grant { session, epoch, generation, write } => {
-                    if let Some((tag, resume)) = self.take_open(session) {
-                        let grant = PendingGrant { session, tag, epoch, generation, write, resume };
+                    if let Some(asked) = self.take_open(session) {
+                        let grant = PendingGrant { asked, epoch, generation, write };
                         self.granted(core, sessions, grant);
                     }
                 }
                 Effect::Refuse { session, refusal } => {
                     // A desk that is too busy says so at once, of the open that came last.
-                    let opens_of = |(asking, ..): &(SessionId, Tag, Option<Resume>)| *asking == session;
+                    let opens_of = |asked: &Asked| asked.session == session;
                     let at = match refusal {
                         lease::Refusal::Busy => self.opens.iter().rposition(opens_of),
                         lease::Refusal::InUse { .. } | lease::Refusal::LeaseLost => {
@@ -360,13 +370,18 @@ impl Publication {
                         }
                     };
                     let open = at.and_then(|at| self.opens.remove(at));
-                    if let (Some((_, tag, _)), Some(session)) = (open, sessions.get(&session)) {
-                        session.refuse(tag, refusal.reason(), self.refusal_text(core, &refusal));
+                    if let (Some(asked), Some(session)) = (open, sessions.get(&session)) {
+                        session.refuse(asked.tag, refusal.reason(), self.refusal_text(core, &refusal));
                     }
                 }
                 Effect::Revoke { session, epoch } => {
                     if let (Some(open), Some(session)) = (self.exports.get(&epoch), sessions.get(&session)) {
                         let text = format!("The owner of \"{}\" took it back", self.stored.label);
+                        if session.is_data {
+                            // Whoever is at its other end knows no messages.
+                            session.handle.end(Reason::Owner, text);
+                            continue;
+                        }
                         let revoked = Revoked { channel: open.channel, reason: Reason::Owner, text };
                         session.handle.notice(Control::Revoked(revoked));
                     }
@@ -385,7 +400,7 @@ impl Publication {
     /// Tells every connected peer that may use it how it is now.
     pub(super) fn tell_offer(&self, core: &Core, sessions: &Sessions) {
         let offer = self.offer(core);
-        for session in sessions.values().filter(|session| self.stored.to.contains(&session.handle.peer)) {
+        for session in sessions.values().filter(|session| session.hears_of(&self.stored)) {
             session.handle.notice(Control::Offer(offer.clone()));
         }
     }
@@ -421,61 +436,6 @@ impl Publication {
         }
     }
 
-    /// Opens the channel of a grant whose device is open.
-    fn give(&mut self, core: &Core, sessions: &Sessions, grant: PendingGrant) {
-        let (Device::Open { opened, .. }, Some(session)) = (&self.device, sessions.get(&grant.session)) else {
-            return;
-        };
-        let instance = self.instance(opened);
-        let policy = self.class.policy();
-        let read_only = !grant.write;
-        let attachment =
-            Attachment::start(Side::Host, Arc::clone(&self.class), opened.device.clone(), read_only, None, None);
-        let binding = Binding {
-            epoch: grant.epoch,
-            generation: grant.generation,
-            instance,
-            write_through: opened.write_through,
-            max_requests: policy.max_requests,
-            max_bytes: policy.max_bytes,
-        };
-        // A new attachment takes its first backend whatever it is.
-        let _ = attachment.bind(binding, opened.device.clone(), Arc::clone(&opened.backend));
-        let frames = session.handle.frames.clone();
-        let export = Arc::new(Export::new(Arc::clone(&self.class), grant.epoch, attachment, frames));
-        let channel = ChannelNumber(NEXT_CHANNEL.fetch_add(1, Ordering::Relaxed));
-        session.handle.routes.open(channel, Arc::clone(&export) as _);
-        self.exports.insert(grant.epoch, OpenChannel { session: grant.session, channel, export });
-        let message = Grant {
-            channel,
-            epoch: grant.epoch,
-            generation: grant.generation,
-            instance,
-            write_through: opened.write_through,
-            read_only,
-            max_requests: u32::try_from(policy.max_requests).unwrap_or(u32::MAX),
-            max_bytes: u32::try_from(policy.max_bytes).unwrap_or(u32::MAX),
-            device: opened.device.to_vec(),
-        };
-        session.handle.reply(grant.tag, Control::Grant(message));
-        info!(write = grant.write, epoch = %grant.epoch, "A peer uses a channel");
-        let peer = core.peer_name(session.handle.peer);
-        core.tell(Event::LeaseGranted { channel: self.stored.name.clone(), peer, write: grant.write });
-    }
-
-    /// Undoes a grant whose device cannot be used. The lease that a peer resumes stays its own, unless it is lost.
-    fn take_back(&mut self, sessions: &Sessions, grant: PendingGrant, reason: Reason, text: &str) {
-        let now = Instant::now();
-        if grant.resume.is_some() && reason != Reason::LeaseLost {
-            self.desk.handle_session_lost(grant.session, now);
-        } else if let Err(error) = self.desk.handle_close(grant.session, grant.epoch, now) {
-            info!(%error, "A lease ended before its device was open");
-        }
-        if let Some(session) = sessions.get(&grant.session) {
-            session.refuse(grant.tag, reason, text.to_owned());
-        }
-    }
-
     fn fence(&mut self, core: &Core, sessions: &Sessions, epoch: Epoch) {
         if let Device::Opening { grants, .. } = &mut self.device {
             grants.retain(|grant| grant.epoch != epoch);
@@ -494,6 +454,9 @@ impl Publication {
             Device::Open { opened, .. } | Device::Failed { opened } => Some(Arc::clone(opened)),
             Device::Closed | Device::Opening { .. } => None,
         };
+        if let (Some(_), Some(counted)) = (&device, &open.counted) {
+            self.settling.insert(epoch, counted.instance);
+        }
         tokio::spawn(async move {
             open.export.fence().await;
             // Dropped before the engine learns of it: it may open the device anew.
@@ -522,9 +485,9 @@ impl Publication {
         self.tell_ended(core, session.handle.peer, "Handed back");
     }
 
-    fn take_open(&mut self, session: SessionId) -> Option<(Tag, Option<Resume>)> {
-        let at = self.opens.iter().position(|(asking, ..)| *asking == session)?;
-        self.opens.remove(at).map(|(_, tag, resume)| (tag, resume))
+    fn take_open(&mut self, session: SessionId) -> Option<Asked> {
+        let at = self.opens.iter().position(|asked| asked.session == session)?;
+        self.opens.remove(at)
     }
 
     fn refusal_text(&self, core: &Core, refusal: &lease::Refusal) -> String {

@@ -1,6 +1,6 @@
 //! What the engine keeps across restarts beside its identity and its peers: publications and subscriptions.
 
-use netbus_proto::ids::{Epoch, Fingerprint, Generation, PublicationId};
+use netbus_proto::ids::{Epoch, Fingerprint, Generation, Instance, PublicationId};
 use netbus_proto::lease::{Stored, StoredWriter, UnixSeconds};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,17 @@ pub(super) struct StoredPublication {
     /// later life of the daemon could not tell from the one before.
     #[serde(default)]
     pub failed_flushes: u64,
+    /// Changes were answered over a data link that may not be durable.
+    #[serde(default)]
+    pub unflushed: Option<StoredMark>,
+}
+
+/// The mark of unflushed changes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct StoredMark {
+    /// The life of the device in which they were answered.
+    #[serde(with = "crate::config::text")]
+    pub instance: Instance,
 }
 
 /// The lease desk's durable part.

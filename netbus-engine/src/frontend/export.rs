@@ -1,9 +1,13 @@
 //! The host's frontend: the requests of one peer under one lease.
+//!
+//! [`Export`] takes them as Netbus messages; on a data link it is `frontend::data`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use netbus_proto::ids::Epoch;
 use netbus_proto::request::{DeviceError, ErrorKind, Request};
 use netbus_proto::wire::header::MAX_BODY;
@@ -14,6 +18,16 @@ use crate::class::DeviceClass;
 use crate::latency::{Arrival, Entry, Latency};
 use crate::session::routes::{self, Route};
 use crate::session::{Frame, FrameSender};
+
+/// One lease's way to a device.
+pub trait Exported: Send + Sync {
+    /// Where the time of its requests went.
+    fn latency(&self) -> &Latency;
+
+    /// Takes the lease's right away: from here on its requests are refused. Resolves when none of them is at the
+    /// device any more, and the export holds it no longer.
+    fn fence(&self) -> BoxFuture<'_, ()>;
+}
 
 /// One lease's way to a device: an open channel of a session at its host.
 pub struct Export {
@@ -31,24 +45,25 @@ impl Export {
         Self { class, epoch, attachment, frames, fenced: Arc::new(AtomicBool::new(false)) }
     }
 
-    /// Where the time of its requests went.
-    #[must_use]
-    pub fn latency(&self) -> &Latency {
-        self.attachment.latency()
-    }
-
-    /// Takes the lease's right away: from here on its requests are refused. Resolves when none of them is at the
-    /// device any more, and the export holds it no longer.
-    pub async fn fence(&self) {
-        self.fenced.store(true, Ordering::Release);
-        self.attachment.drain(true).await;
-        self.attachment.fault(fenced());
-    }
-
     /// Resolves when no request of the lease is at the device. None is lost; the caller knows that none comes.
     pub async fn finish(&self) {
         self.attachment.drain(false).await;
         self.fenced.store(true, Ordering::Release);
+    }
+}
+
+impl Exported for Export {
+    fn latency(&self) -> &Latency {
+        self.attachment.latency()
+    }
+
+    fn fence(&self) -> BoxFuture<'_, ()> {
+        async {
+            self.fenced.store(true, Ordering::Release);
+            self.attachment.drain(true).await;
+            self.attachment.fault(fenced());
+        }
+        .boxed()
     }
 }
 
@@ -91,6 +106,7 @@ impl Route for Export {
     }
 }
 
-fn fenced() -> DeviceError {
+/// What answers a request whose lease has ended.
+pub(super) fn fenced() -> DeviceError {
     DeviceError::new(ErrorKind::Fenced, "The lease has lapsed: the channel was opened anew or its owner took it back")
 }

@@ -1,5 +1,6 @@
 //! What applications see of a device, and the queue they put their requests into.
 
+pub mod data;
 pub mod export;
 
 use std::path::PathBuf;
@@ -9,7 +10,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request};
-use tokio::sync::oneshot;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{oneshot, watch};
 
 use crate::latency::{Component, Entry, Lap};
 
@@ -100,6 +102,22 @@ impl Queue {
     ) {
         Arc::clone(&self.0).accept_blocking(request, Entry::Application { received }, Box::new(answer));
     }
+}
+
+/// A connection that speaks a class's own framing, and where its requests go.
+pub struct Framed {
+    /// Requests come from here.
+    pub reader: Box<dyn AsyncRead + Send + Unpin>,
+    /// Replies go here.
+    pub writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// The class's description of the device.
+    pub device: Bytes,
+    /// Whether changes are refused.
+    pub read_only: bool,
+    /// Where the requests go.
+    pub queue: Queue,
+    /// Becomes true when the connection is to be closed at once, without replies to what is under way.
+    pub cut: watch::Receiver<bool>,
 }
 
 /// What a frontend needs to know to present a device.

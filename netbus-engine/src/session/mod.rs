@@ -7,11 +7,16 @@
 //! stop each other; what is in memory is bounded by the credits of the grants (protocol.md, "Credits").
 //!
 //! - [`link`]: the sockets and their options; [`dial`] and [`accept`] bring a link up to a proven key.
-//! - [`secure`]: the handshake; `record`: the records behind it; `receiving` and `sending`: the two directions.
+//! - [`secure`]: the handshake; `record`: the records behind it; [`halves`]: the two directions, and `receiving` and
+//!   `sending`: messages in them.
+//! - [`data`] and [`handed`]: data links at the host and at the subscriber, on which the messages end with a grant.
 //! - [`routes`]: which open channel a message belongs to.
 
 pub mod accept;
+pub mod data;
 pub mod dial;
+pub mod halves;
+pub mod handed;
 pub mod link;
 mod receiving;
 mod record;
@@ -26,11 +31,14 @@ use bytes::Bytes;
 use netbus_proto::ids::{Fingerprint, Tag};
 use netbus_proto::session::{End, Event, Session, Setup};
 use netbus_proto::wire::control::{Control, Purpose, Reason};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use netbus_proto::lease::SessionId;
 
+use self::data::{DataLink, HandOver};
+use self::halves::LinkReader;
 use self::receiving::{Activity, Incoming, Receiver};
+pub use self::record::TrafficKeys;
 use self::routes::Routes;
 use self::secure::Secured;
 pub use self::sending::{Frame, FrameSender};
@@ -57,6 +65,8 @@ pub struct SessionHandle {
     /// Where its frames go.
     pub frames: FrameSender,
     commands: mpsc::UnboundedSender<Command>,
+    /// Becomes true when the session's data link is cut.
+    cut: watch::Sender<bool>,
 }
 
 /// What a session tells the engine. [`SessionEvent::Ended`] is the last.
@@ -86,6 +96,7 @@ enum Command {
     Request { token: u64, message: Control },
     Reply { tag: Tag, message: Control },
     Notice(Control),
+    HandOver(Box<HandOver>),
     End { reason: Reason, text: String },
 }
 
@@ -123,15 +134,17 @@ pub fn spawn(
     id: SessionId,
     events: mpsc::Sender<(SessionId, SessionEvent)>,
 ) -> SessionHandle {
-    let Secured { stream, sealer, opener, peer, exporter: _ } = link;
-    let (read, write) = stream.into_split();
-    let frames = FrameSender::new(write, sealer);
+    let peer = link.peer;
+    let (read, write) = link.into_halves();
+    let frames = FrameSender::new(write);
+    let (halt, halted) = oneshot::channel();
+    let cut = watch::Sender::new(false);
     let (commands, command_queue) = mpsc::unbounded_channel();
     let (incoming, incoming_queue) = mpsc::channel(CONTROL_QUEUE);
     let routes = Arc::new(Routes::new(frames.clone()));
     let started = Instant::now();
     let activity = Arc::new(Activity::new(started));
-    let receiver = Receiver::new(read, opener, Arc::clone(&activity), Arc::clone(&routes), incoming);
+    let receiver = Receiver::new(read, Arc::clone(&activity), Arc::clone(&routes), incoming, halted);
     let reader = tokio::spawn(receiver.run());
     let writer = tokio::spawn(frames.clone().serve());
     let actor = Actor {
@@ -145,9 +158,13 @@ pub fn spawn(
         events,
         reader,
         writer,
+        halt: Some(halt),
+        hand_over: None,
+        handing: None,
+        cut: cut.clone(),
     };
     tokio::spawn(actor.run());
-    SessionHandle { id, peer, routes, frames, commands }
+    SessionHandle { id, peer, routes, frames, commands, cut }
 }
 
 struct Actor {
@@ -161,6 +178,13 @@ struct Actor {
     events: mpsc::Sender<(SessionId, SessionEvent)>,
     reader: tokio::task::JoinHandle<()>,
     writer: tokio::task::JoinHandle<()>,
+    /// Stops the receiver.
+    halt: Option<oneshot::Sender<()>>,
+    /// The answer that is due when it has stopped.
+    hand_over: Option<HandOver>,
+    /// What goes to whoever serves the data link, and where that waits.
+    handing: Option<(LinkReader, oneshot::Sender<DataLink>)>,
+    cut: watch::Sender<bool>,
 }
 
 enum Action {
@@ -177,6 +201,10 @@ impl Actor {
                 let (event, over) = match event {
                     Event::Opened { name, purpose } => (SessionEvent::Opened { name, purpose }, false),
                     Event::Message(tag, message) => (SessionEvent::Message(tag, message), false),
+                    Event::HandedOver => {
+                        self.stand_by().await;
+                        continue;
+                    }
                     Event::Ended(end) => (SessionEvent::Ended(end), true),
                 };
                 if over {
@@ -221,6 +249,7 @@ impl Actor {
             },
             Action::Incoming(Incoming::Control(header, body)) => self.session.handle_control(&header, &body, now),
             Action::Incoming(Incoming::Malformed(error)) => self.session.fail(&error),
+            Action::Incoming(Incoming::Halted(reader)) => self.conclude(*reader),
             Action::Incoming(Incoming::Lost(text)) => self.session.handle_link_lost(&text),
             Action::Command(Command::Request { token, message }) => {
                 if let Some(tag) = self.session.send_request(&message) {
@@ -230,6 +259,13 @@ impl Actor {
             }
             Action::Command(Command::Reply { tag, message }) => self.session.send_reply(tag, &message),
             Action::Command(Command::Notice(message)) => self.session.send_notice(&message),
+            Action::Command(Command::HandOver(hand_over)) => {
+                self.hand_over = Some(*hand_over);
+                if let Some(halt) = self.halt.take() {
+                    // The receiver has ended where the link has; it told that already.
+                    let _ = halt.send(());
+                }
+            }
             Action::Command(Command::End { reason, text }) => self.session.end(reason, &text),
             Action::Time => {
                 self.session.handle_bytes(self.activity.last());

@@ -7,18 +7,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use netbus_proto::wire::header::CONTROL;
 use netbus_proto::wire::{DecodeError, HEADER_LEN, Header};
-use tokio::io::AsyncReadExt;
-use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
 
-use super::record::{self, Content, Opener};
+use super::halves::LinkReader;
+use super::record::Content;
 use super::routes::Routes;
 use crate::buffers::Buffer;
 use crate::latency::Arrival;
 use crate::outbox::Plug;
-
-/// How much is taken from the link at a time, in bytes.
-const BUFFER: usize = 256 * 1024;
 
 /// When the last bytes arrived and how many records have, shared between receiver and actor.
 pub(super) struct Activity {
@@ -55,21 +51,18 @@ pub(super) enum Incoming {
     Control(Header, Bytes),
     Malformed(DecodeError),
     Lost(String),
+    /// The receiver takes nothing more; this is its way in, from which all has been taken.
+    Halted(Box<LinkReader>),
 }
 
 /// Takes messages from the link until it ends.
 pub(super) struct Receiver {
-    read: OwnedReadHalf,
-    opener: Opener,
+    link: LinkReader,
     activity: Arc<Activity>,
     routes: Arc<Routes>,
     incoming: mpsc::Sender<Incoming>,
-    /// What arrived; from `start` to `end` it has not been opened yet.
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
-    /// Opened and not yet taken, a part of `buffer`.
-    plain: std::ops::Range<usize>,
+    /// Tells it to take nothing more.
+    halt: oneshot::Receiver<()>,
     message: Message,
     timing: Timing,
 }
@@ -134,57 +127,66 @@ enum Need {
 
 impl Receiver {
     pub(super) fn new(
-        read: OwnedReadHalf,
-        opener: Opener,
+        link: LinkReader,
         activity: Arc<Activity>,
         routes: Arc<Routes>,
         incoming: mpsc::Sender<Incoming>,
+        halt: oneshot::Receiver<()>,
     ) -> Self {
-        let buffer = vec![0; BUFFER].into_boxed_slice();
         let timing = Timing::new(activity.started);
-        let (start, end, plain, message) = (0, 0, 0..0, NO_HEADER);
-        Self { read, opener, activity, routes, incoming, buffer, start, end, plain, message, timing }
+        Self { link, activity, routes, incoming, halt, message: NO_HEADER, timing }
     }
 
     pub(super) async fn run(mut self) {
+        let incoming = self.incoming.clone();
         let end = loop {
             match self.step().await {
-                Ok(()) => {}
+                Ok(true) => {}
+                Ok(false) => break self.halted(),
                 Err(end) => break end,
             }
         };
         // The actor may be gone already; then nobody needs to know.
-        let _ = self.incoming.send(end).await;
+        let _ = incoming.send(end).await;
     }
 
-    async fn step(&mut self) -> Result<(), Incoming> {
+    /// Whether it goes on.
+    async fn step(&mut self) -> Result<bool, Incoming> {
         let gone = || Incoming::Lost("The session is over".to_owned());
         match self.take_messages()? {
-            Need::Bytes => self.read().await,
+            Need::Bytes => {
+                tokio::select! {
+                    biased;
+                    halt = &mut self.halt => return halt.map(|()| false).map_err(|_| gone()),
+                    read = self.link.fill() => self.read(read)?,
+                }
+            }
             Need::Admission(header) => {
                 let (sender, admitted) = oneshot::channel();
                 self.incoming.send(Incoming::Header(header, sender)).await.map_err(|_| gone())?;
                 admitted.await.map_err(|_| gone())?;
                 self.message = body_of(header);
-                Ok(())
             }
             Need::Delivery(header, body) => {
-                self.incoming.send(Incoming::Control(header, body)).await.map_err(|_| gone())
+                self.incoming.send(Incoming::Control(header, body)).await.map_err(|_| gone())?;
             }
+        }
+        Ok(true)
+    }
+
+    /// Gives the way in away, unless the other side has sent something before its turn.
+    fn halted(self) -> Incoming {
+        if self.link.is_empty() && matches!(self.message, Message::Header { have: 0, .. }) {
+            Incoming::Halted(Box::new(self.link))
+        } else {
+            Incoming::Malformed(DecodeError::Body("request before the grant"))
         }
     }
 
-    async fn read(&mut self) -> Result<(), Incoming> {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        } else if self.buffer.len() - self.start < record::MAX_RECORD {
-            self.buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        match self.read.read(&mut self.buffer[self.end..]).await {
+    fn read(&mut self, read: std::io::Result<usize>) -> Result<(), Incoming> {
+        match read {
             Ok(0) => Err(Incoming::Lost("The other side closed the link".to_owned())),
-            Ok(read) => {
-                self.end += read;
+            Ok(_) => {
                 let now = Instant::now();
                 self.activity.note(now);
                 self.timing.read(now);
@@ -202,7 +204,7 @@ impl Receiver {
             if let Some(need) = self.complete()? {
                 return Ok(need);
             }
-            if self.plain.is_empty() && !self.open_record()? {
+            if self.link.plain().is_empty() && !self.open_record()? {
                 if !matches!(self.message, Message::Header { have: 0, .. }) {
                     self.timing.pause();
                 }
@@ -214,31 +216,24 @@ impl Receiver {
 
     /// Opens the next record. Whether it was there.
     fn open_record(&mut self) -> Result<bool, Incoming> {
-        let broken = |error: record::RecordError| Incoming::Lost(error.to_string());
-        let arrived = &mut self.buffer[self.start..self.end];
-        let Some(length) = Opener::length(arrived).map_err(broken)?.filter(|length| *length <= arrived.len()) else {
-            return Ok(false);
-        };
-        let (content, plaintext) = self.opener.open(&mut arrived[..length]).map_err(broken)?;
-        if content == Content::Alert {
-            return Err(Incoming::Lost("The other side closed the link".to_owned()));
+        match self.link.open_record().map_err(|error| Incoming::Lost(error.to_string()))? {
+            None => return Ok(false),
+            Some(Content::Alert) => return Err(Incoming::Lost("The other side closed the link".to_owned())),
+            Some(Content::Data) => {}
         }
-        let first = self.start + record::HEADER_LEN;
-        self.plain = first..first + plaintext.len();
-        self.start += length;
-        self.activity.records.store(self.opener.records(), Ordering::Relaxed);
+        self.activity.records.store(self.link.records(), Ordering::Relaxed);
         Ok(true)
     }
 
     /// Moves plaintext into the message.
     fn take_plain(&mut self) -> Result<(), Incoming> {
-        let plain = &self.buffer[self.plain.clone()];
+        let plain = self.link.plain();
         match &mut self.message {
             Message::Header { bytes, have } => {
                 let taken = plain.len().min(HEADER_LEN - *have);
                 bytes[*have..*have + taken].copy_from_slice(&plain[..taken]);
                 *have += taken;
-                self.plain.start += taken;
+                self.link.take(taken);
                 if *have == HEADER_LEN {
                     let header = Header::decode(bytes).map_err(Incoming::Malformed)?;
                     // Channel traffic is only admitted by a route, and a route exists only in an open session.
@@ -254,7 +249,7 @@ impl Receiver {
                 let taken = plain.len().min(body.len() - *have);
                 body[*have..*have + taken].copy_from_slice(&plain[..taken]);
                 *have += taken;
-                self.plain.start += taken;
+                self.link.take(taken);
             }
             Message::Unadmitted(_) => {}
         }
@@ -275,7 +270,7 @@ impl Receiver {
                 }
                 let arrival = self.timing.arrival();
                 self.routes.deliver(&header, body, &arrival).map_err(Incoming::Malformed)?;
-                if self.start < self.end || !self.plain.is_empty() {
+                if !self.link.is_empty() {
                     self.timing.since = Instant::now();
                 }
                 Ok(None)

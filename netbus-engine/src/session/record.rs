@@ -63,11 +63,21 @@ pub(super) enum RecordError {
     Worn,
 }
 
+/// What a kernel needs to go on with one direction of a link.
+pub struct TrafficKeys {
+    /// Cipher, key, and the initialization vector of 12 bytes.
+    pub secrets: ConnectionTrafficSecrets,
+    /// The number of the next record.
+    pub sequence: u64,
+}
+
 /// One direction's key and the number of the next record.
 struct Keys {
     key: LessSafeKey,
     iv: [u8; NONCE_LEN],
     sequence: u64,
+    /// What `key` and `iv` were made of.
+    secrets: ConnectionTrafficSecrets,
 }
 
 impl Keys {
@@ -81,7 +91,11 @@ impl Keys {
         };
         let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| RecordError::Cipher)?;
         let iv = iv.as_ref().try_into().map_err(|_| RecordError::Cipher)?;
-        Ok(Self { key: LessSafeKey::new(key), iv, sequence })
+        Ok(Self { key: LessSafeKey::new(key), iv, sequence, secrets })
+    }
+
+    fn into_traffic_keys(self) -> TrafficKeys {
+        TrafficKeys { secrets: self.secrets, sequence: self.sequence }
     }
 
     /// The nonce of the next record (RFC 8446, section 5.3). Each is given once.
@@ -101,7 +115,10 @@ fn header(length: usize) -> [u8; HEADER_LEN] {
 }
 
 /// The direction to the other side.
-pub(super) struct Sealer(Keys);
+pub(super) struct Sealer {
+    keys: Keys,
+    ended: bool,
+}
 
 impl Sealer {
     /// Goes on from the secrets of a handshake.
@@ -109,7 +126,17 @@ impl Sealer {
     /// # Errors
     /// [`RecordError::Cipher`].
     pub(super) fn new(secrets: (u64, ConnectionTrafficSecrets)) -> Result<Self, RecordError> {
-        Keys::new(secrets).map(Self)
+        Keys::new(secrets).map(|keys| Self { keys, ended: false })
+    }
+
+    /// Leaves the direction to somebody else.
+    pub(super) fn into_traffic_keys(self) -> TrafficKeys {
+        self.keys.into_traffic_keys()
+    }
+
+    /// Whether an alert was sealed, behind which nothing follows.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// Seals at most [`MAX_PLAINTEXT`] bytes into one record at the front of `out`; gives the record's length.
@@ -117,16 +144,17 @@ impl Sealer {
     /// # Errors
     /// [`RecordError::Worn`].
     pub(super) fn seal(&mut self, content: Content, plaintext: &[u8], out: &mut [u8]) -> Result<usize, RecordError> {
-        if self.0.sequence >= MAX_RECORDS {
+        if self.keys.sequence >= MAX_RECORDS {
             return Err(RecordError::Worn);
         }
+        self.ended |= content == Content::Alert;
         let length = plaintext.len() + 1 + TAG_LEN;
         let header = header(length);
         let (front, rest) = out[..HEADER_LEN + length].split_at_mut(HEADER_LEN);
         front.copy_from_slice(&header);
         let (body, type_and_tag) = rest.split_at_mut(plaintext.len());
-        let nonce = self.0.next_nonce();
-        self.0
+        let nonce = self.keys.next_nonce();
+        self.keys
             .key
             .seal_out_of_place_scatter(nonce, Aad::from(header), plaintext, body, &[content.code()], type_and_tag)
             .map_err(|_| RecordError::Worn)?;
@@ -136,12 +164,12 @@ impl Sealer {
     /// As if so many records had been sealed.
     #[cfg(test)]
     pub(super) fn skip_to(&mut self, records: u64) {
-        self.0.sequence = records;
+        self.keys.sequence = records;
     }
 
     /// Records sealed so far.
     pub(super) fn records(&self) -> u64 {
-        self.0.sequence
+        self.keys.sequence
     }
 }
 
@@ -155,6 +183,11 @@ impl Opener {
     /// [`RecordError::Cipher`].
     pub(super) fn new(secrets: (u64, ConnectionTrafficSecrets)) -> Result<Self, RecordError> {
         Keys::new(secrets).map(Self)
+    }
+
+    /// Leaves the direction to somebody else.
+    pub(super) fn into_traffic_keys(self) -> TrafficKeys {
+        self.0.into_traffic_keys()
     }
 
     /// The length of the whole record that starts with these bytes, as far as they tell.

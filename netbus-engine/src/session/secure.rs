@@ -9,6 +9,7 @@ use rustls::{ClientConfig, ClientConnection, ConnectionCommon, ServerConfig, Ser
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::halves::{LinkReader, LinkWriter};
 use super::record::{HEADER_LEN, Opener, Sealer};
 use crate::identity::tls;
 
@@ -24,6 +25,14 @@ pub struct Secured {
     pub peer: Fingerprint,
     /// What both ends of this link know and nobody else; it binds a pairing to the link.
     pub exporter: [u8; 32],
+}
+
+impl Secured {
+    /// Its two directions.
+    pub(super) fn into_halves(self) -> (LinkReader, LinkWriter) {
+        let (read, write) = self.stream.into_split();
+        (LinkReader::new(read, self.opener), LinkWriter::new(write, self.sealer))
+    }
 }
 
 /// Shakes hands as the dialer.

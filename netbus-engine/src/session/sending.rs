@@ -1,7 +1,6 @@
 //! The way out of a session: frames become records of its link.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -10,10 +9,9 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 use netbus_proto::ids::Tag;
 use netbus_proto::wire::Header;
-use tokio::io::AsyncWrite;
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::sync::oneshot;
 
-use super::record::{Content, MAX_PLAINTEXT, OVERHEAD, Sealer};
+use super::halves::{GATHER_LIMIT, LinkWriter};
 use crate::latency::Lap;
 use crate::outbox::{Drain, Items, Outbox};
 
@@ -38,20 +36,9 @@ pub struct FrameSender {
 
 impl FrameSender {
     /// A sender onto a link.
-    pub(super) fn new(write: OwnedWriteHalf, sealer: Sealer) -> Self {
-        let records = Arc::new(AtomicU64::new(0));
-        let sending = Sending {
-            write,
-            sealer,
-            records: Arc::clone(&records),
-            gathered: Vec::new(),
-            payload: Bytes::new(),
-            laps: Laps::default(),
-            sealed: vec![0; BATCH + SLACK].into_boxed_slice(),
-            start: 0,
-            end: 0,
-            state: State::Open,
-        };
+    pub(super) fn new(link: LinkWriter) -> Self {
+        let records = Arc::clone(link.records());
+        let sending = Sending { link: Some(link), payload: Bytes::new(), laps: Laps::default(), state: State::Open };
         Self { outbox: Outbox::new(sending), records }
     }
 
@@ -63,6 +50,11 @@ impl FrameSender {
     /// Nothing follows; the link is closed.
     pub(super) fn end(&self) {
         self.outbox.push(Outgoing::End);
+    }
+
+    /// No frame follows; when all are on the link, `taker` gets it.
+    pub(super) fn release(&self, taker: oneshot::Sender<LinkWriter>) {
+        self.outbox.push(Outgoing::Release(taker));
     }
 
     /// Sends what the link did not take at once; returns when the link is closed or broken.
@@ -84,32 +76,16 @@ impl FrameSender {
 enum Outgoing {
     Frame(Frame),
     End,
+    Release(oneshot::Sender<LinkWriter>),
 }
 
-/// Payloads from this size on are sealed from where they are; smaller ones are gathered into one record first.
-const GATHER_LIMIT: usize = 8 * 1024;
-
-/// How much is sealed before it is put on the link: enough for few calls, and soon enough that the other side opens
-/// the first part of a large frame while this side seals the next.
-const BATCH: usize = 128 * 1024;
-
-/// How far the last frame of a batch may exceed it: what was gathered, and a control body of 64 KiB.
-const SLACK: usize = 8 * (MAX_PLAINTEXT + OVERHEAD);
-
 struct Sending {
-    write: OwnedWriteHalf,
-    sealer: Sealer,
-    records: Arc<AtomicU64>,
-    /// Plaintext of small parts, not yet sealed; at most [`MAX_PLAINTEXT`].
-    gathered: Vec<u8>,
-    /// What is left of a large payload; goes out behind `gathered`.
+    /// `None` once it was given away.
+    link: Option<LinkWriter>,
+    /// What is left of a large payload; goes out behind what is gathered.
     payload: Bytes,
     /// What measures the frames that are being sealed.
     laps: Laps,
-    /// Records; those from `start` to `end` are not on the link yet.
-    sealed: Box<[u8]>,
-    start: usize,
-    end: usize,
     state: State,
 }
 
@@ -165,97 +141,83 @@ impl Laps {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
     /// The last record is sealed.
     Ending,
+    /// The last frame is sealed, and somebody goes on with the link.
+    Releasing(oneshot::Sender<LinkWriter>),
 }
 
 impl Sending {
     /// Seals what waits, as much as one batch takes.
     fn fill(&mut self, items: &Items<Outgoing>) -> io::Result<()> {
+        let link = self.link.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         self.laps.go_on();
-        while self.end < BATCH {
+        while !link.is_full() {
             if !self.payload.is_empty() {
-                self.seal_gathered()?;
-                let length = self.payload.len().min(MAX_PLAINTEXT);
-                self.end += self
-                    .sealer
-                    .seal(Content::Data, &self.payload[..length], &mut self.sealed[self.end..])
-                    .map_err(io::Error::other)?;
-                self.payload.advance(length);
+                let sealed = link.seal(&self.payload)?;
+                self.payload.advance(sealed);
                 continue;
             }
             match items.take() {
                 Some(Outgoing::Frame(frame)) => {
                     self.laps.add(frame.header.tag, frame.lap);
-                    self.gather(&frame.header.encode())?;
-                    self.gather(&frame.args)?;
+                    link.gather(&frame.header.encode())?;
+                    link.gather(&frame.args)?;
                     if frame.data.len() >= GATHER_LIMIT {
                         self.payload = frame.data;
                     } else {
-                        self.gather(&frame.data)?;
+                        link.gather(&frame.data)?;
                     }
                 }
                 Some(Outgoing::End) => {
-                    /// The alert `close_notify`, at level warning (RFC 8446, section 6).
-                    const CLOSE_NOTIFY: [u8; 2] = [1, 0];
-                    self.seal_gathered()?;
-                    let sealed = self.sealer.seal(Content::Alert, &CLOSE_NOTIFY, &mut self.sealed[self.end..]);
-                    self.end += sealed.map_err(io::Error::other)?;
+                    link.seal_end()?;
                     self.state = State::Ending;
+                    break;
+                }
+                Some(Outgoing::Release(taker)) => {
+                    self.state = State::Releasing(taker);
                     break;
                 }
                 None => break,
             }
         }
-        self.seal_gathered()?;
+        link.seal_gathered()?;
         self.laps.end(!self.payload.is_empty());
-        self.records.store(self.sealer.records(), Ordering::Relaxed);
         Ok(())
     }
 
-    fn gather(&mut self, mut part: &[u8]) -> io::Result<()> {
-        while !part.is_empty() {
-            if self.gathered.len() == MAX_PLAINTEXT {
-                self.seal_gathered()?;
+    /// What follows when everything that was sealed is on the link.
+    fn poll_state(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match std::mem::replace(&mut self.state, State::Open) {
+            State::Open => return Poll::Ready(Ok(())),
+            State::Ending => {
+                self.state = State::Ending;
+                if let Some(link) = &mut self.link {
+                    // The peer has GOODBYE by now; whether it also takes the closing of the link is its own matter.
+                    ready!(link.poll_close(cx))?;
+                }
             }
-            let (now, later) = part.split_at(part.len().min(MAX_PLAINTEXT - self.gathered.len()));
-            self.gathered.extend_from_slice(now);
-            part = later;
+            State::Releasing(taker) => {
+                if let Some(link) = self.link.take() {
+                    // Nobody takes it where the session has ended meanwhile, and it is closed.
+                    let _ = taker.send(link);
+                }
+            }
         }
-        Ok(())
-    }
-
-    fn seal_gathered(&mut self) -> io::Result<()> {
-        if !self.gathered.is_empty() {
-            let sealed = self.sealer.seal(Content::Data, &self.gathered, &mut self.sealed[self.end..]);
-            self.end += sealed.map_err(io::Error::other)?;
-            self.gathered.clear();
-        }
-        Ok(())
+        Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
     }
 }
 
 impl Drain<Outgoing> for Sending {
     fn poll_drain(&mut self, cx: &mut Context<'_>, items: &Items<Outgoing>) -> Poll<io::Result<()>> {
         loop {
-            while self.start < self.end {
-                let written = ready!(Pin::new(&mut self.write).poll_write(cx, &self.sealed[self.start..self.end]))?;
-                if written == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-                }
-                self.start += written;
-            }
-            (self.start, self.end) = (0, 0);
-            if self.state == State::Ending {
-                // The peer has GOODBYE by now; whether it also takes the closing of the link is its own matter.
-                ready!(Pin::new(&mut self.write).poll_shutdown(cx))?;
-                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-            }
+            let link = self.link.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+            ready!(link.poll_out(cx))?;
+            ready!(self.poll_state(cx))?;
             self.fill(items)?;
-            if self.end == 0 {
+            if self.link.as_ref().is_none_or(LinkWriter::is_empty) && matches!(self.state, State::Open) {
                 return Poll::Ready(Ok(()));
             }
         }

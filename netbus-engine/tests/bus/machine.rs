@@ -5,20 +5,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netbus_engine::class::block::BlockClass;
 use netbus_engine::class::{LocalDevice, Registry};
 use netbus_engine::config::StateDir;
 use netbus_engine::control::api::{Answer, ApiError, Call, PairingCode, PublishedState, Status};
 use netbus_engine::control::{Engine as _, Progress};
 use netbus_engine::engine::{self, EngineHandle, Parts};
-use netbus_engine::identity::{keys, tls};
+use netbus_engine::identity::keys::{self, Identity};
+use netbus_engine::identity::tls;
 use netbus_engine::latency::report::Report;
 use netbus_engine::session::accept::accept_links;
 use netbus_engine::session::link;
+use netbus_proto::ids::PublicationId;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::gate::GatedClass;
 use crate::shelf::ShelfClass;
 use crate::slate::SlateClass;
 
@@ -28,9 +30,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Machine {
     pub(crate) shelf: ShelfClass,
     pub(crate) slate: SlateClass,
+    pub(crate) disk: GatedClass,
     name: String,
     folder: TempDir,
     port: u16,
+    identity: Option<Arc<Identity>>,
     running: Option<Running>,
 }
 
@@ -43,8 +47,9 @@ struct Running {
 impl Machine {
     pub(crate) async fn start(name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (shelf, slate) = (ShelfClass::default(), SlateClass::default());
-        let mut machine = Self { shelf, slate, name: name.to_owned(), folder, port: 0, running: None };
+        let (shelf, slate, disk) = (ShelfClass::default(), SlateClass::default(), GatedClass::default());
+        let mut machine =
+            Self { shelf, slate, disk, name: name.to_owned(), folder, port: 0, identity: None, running: None };
         machine.resume().await;
         machine
     }
@@ -55,6 +60,7 @@ impl Machine {
         self.port = listener.local_addr().unwrap().port();
         let state = StateDir::open(self.folder.path().join("state")).unwrap();
         let identity = Arc::new(keys::load_or_create(&state, None).unwrap());
+        self.identity = Some(Arc::clone(&identity));
         let (sender, accepted) = mpsc::channel(16);
         let listening = tokio::spawn(accept_links(listener, tls::server_config(&identity), sender));
         let parts = Parts {
@@ -64,7 +70,7 @@ impl Machine {
             registry: Registry::of(vec![
                 Arc::new(self.shelf.clone()),
                 Arc::new(self.slate.clone()),
-                Arc::new(BlockClass::new()),
+                Arc::new(self.disk.clone()),
             ]),
             state,
             runtime_dir: self.folder.path().join("run"),
@@ -96,6 +102,27 @@ impl Machine {
 
     pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// Its key.
+    pub(crate) fn identity(&self) -> Arc<Identity> {
+        Arc::clone(self.identity.as_ref().expect("it has run"))
+    }
+
+    /// The id of what it publishes under a name.
+    pub(crate) fn publication(&self, name: &str) -> PublicationId {
+        self.stored(name)["id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// The durable mark of changes that were answered and not flushed.
+    pub(crate) fn mark(&self, name: &str) -> Option<String> {
+        self.stored(name)["unflushed"]["instance"].as_str().map(ToOwned::to_owned)
+    }
+
+    fn stored(&self, name: &str) -> serde_json::Value {
+        let text = std::fs::read(self.folder.path().join("state").join("publications.json")).unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        document["publications"].as_array().unwrap().iter().find(|stored| stored["name"] == name).unwrap().clone()
     }
 
     pub(crate) async fn call(&self, call: Call) -> Result<Answer, ApiError> {

@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod crash;
+mod data;
 mod disk;
+mod gate;
 mod latency;
 mod machine;
 mod shelf;

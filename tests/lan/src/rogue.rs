@@ -205,7 +205,10 @@ impl Rogue {
     /// # Errors
     /// When it is refused.
     pub fn open(&mut self, offer: &Offer, write: bool) -> anyhow::Result<Grant> {
-        self.send(&Control::Open(Open { publication: offer.publication, write, resume: None }), Tag(77))?;
+        self.send(
+            &Control::Open(Open { publication: offer.publication, write, resume: None, framing: None }),
+            Tag(77),
+        )?;
         loop {
             let message = self.control()?;
             if let Control::Grant(grant) = message {

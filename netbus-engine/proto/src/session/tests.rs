@@ -4,7 +4,8 @@
 
 use super::*;
 use crate::ids::{ChannelNumber, PublicationId};
-use crate::wire::control::{Close, Open, Refusal};
+use crate::ids::{Epoch, Generation, Instance};
+use crate::wire::control::{Close, Framing, Grant, Open, Refusal};
 
 #[test]
 fn two_sides_greet_and_know_each_other() {
@@ -144,6 +145,76 @@ fn garbage_ends_the_session_with_a_reason() {
     assert!(pair.dialer.send_request(&open()).is_none(), "an ended session takes no requests");
 }
 
+#[test]
+fn a_session_for_data_is_handed_over_by_the_grant_of_its_one_open() {
+    let mut pair = Pair::new(Role::Dialer(Purpose::Data), true);
+    pair.run();
+    let tag = pair.dialer.send_request(&framed()).unwrap();
+    assert_eq!(pair.run(), (vec![], vec![Event::Message(tag, framed())]));
+    assert_eq!((pair.dialer.poll_timeout(), pair.acceptor.poll_timeout()), (None, None), "a host may take its time");
+    pair.acceptor.send_reply(tag, &granted());
+    let grant = Event::Message(tag, granted());
+    assert_eq!(pair.run(), (vec![grant, Event::HandedOver], vec![Event::HandedOver]));
+    for side in [&mut pair.dialer, &mut pair.acceptor] {
+        side.handle_timeout(pair.now + 100 * SILENCE_LIMIT);
+        assert_eq!((side.poll_timeout(), side.poll_transmit()), (None, None), "nothing is said any more");
+        let (header, body) = Control::Ping.encode(Tag(9));
+        assert!(side.admit(&Header { class: crate::ids::ClassCode(1), ..header }).is_err());
+        side.handle_control(&header, &body, pair.now);
+        assert!(side.send_request(&framed()).is_none());
+        side.end(Reason::Owner, "Taken back");
+        assert_eq!(side.poll_transmit(), None, "a GOODBYE would be taken for a reply");
+        assert!(matches!(side.poll_event(), Some(Event::Ended(End { reason: Reason::Owner, .. }))));
+    }
+}
+
+#[test]
+fn a_session_for_data_that_is_refused_is_over() {
+    let mut pair = Pair::new(Role::Dialer(Purpose::Data), true);
+    pair.run();
+    let tag = pair.dialer.send_request(&framed()).unwrap();
+    pair.run();
+    pair.acceptor.send_reply(tag, &refused());
+    let (dialer, acceptor) = pair.run();
+    assert!(matches!(&dialer[..], [Event::Message(..), Event::Ended(End { by_peer: true, .. })]), "{dialer:?}");
+    assert!(matches!(&acceptor[..], [Event::Ended(End { reason: Reason::NotFound, .. })]), "{acceptor:?}");
+}
+
+#[test]
+fn a_session_for_data_admits_one_open_with_a_framing_and_nothing_else() {
+    let close = Control::Close(Close { channel: ChannelNumber(1) });
+    for messages in [vec![open()], vec![Control::Ping], vec![close], vec![framed(), framed()]] {
+        let mut pair = Pair::new(Role::Dialer(Purpose::Data), true);
+        pair.run();
+        let sent = messages.iter().enumerate().map(|(number, message)| message.encode(Tag(1 + number as u64)));
+        for (header, body) in sent {
+            pair.acceptor.handle_control(&header, &body, pair.now);
+        }
+        let (_, acceptor) = pair.run();
+        let end = acceptor.last();
+        assert!(matches!(end, Some(Event::Ended(End { reason: Reason::Protocol, .. }))), "{messages:?}: {acceptor:?}");
+    }
+    let mut pair = Pair::new(Role::Dialer(Purpose::Session), true);
+    pair.run();
+    pair.dialer.send_request(&framed());
+    assert!(matches!(&pair.run().1[..], [Event::Ended(End { reason: Reason::Protocol, .. })]));
+}
+
+#[test]
+fn a_dialer_that_does_not_say_what_its_data_link_is_for_is_given_up() {
+    let mut pair = Pair::new(Role::Dialer(Purpose::Data), true);
+    pair.run();
+    assert_eq!(pair.acceptor.poll_timeout(), Some(pair.now + OPEN_TIME));
+    pair.acceptor.handle_timeout(pair.now + OPEN_TIME);
+    assert!(matches!(&pair.run().1[..], [Event::Ended(End { reason: Reason::Protocol, .. })]));
+}
+
+#[test]
+fn an_unpaired_peer_gets_no_data_link() {
+    let mut pair = Pair::new(Role::Dialer(Purpose::Data), false);
+    assert!(matches!(&pair.run().1[..], [Event::Ended(End { reason: Reason::NotPaired, .. })]));
+}
+
 /// Both sides, with whatever they transmit delivered at once unless the link is cut.
 struct Pair {
     dialer: Session,
@@ -201,7 +272,26 @@ fn opened(name: &str) -> Event {
 }
 
 fn open() -> Control {
-    Control::Open(Open { publication: PublicationId([1; 16]), write: true, resume: None })
+    Control::Open(Open { publication: PublicationId([1; 16]), write: true, resume: None, framing: None })
+}
+
+fn framed() -> Control {
+    let Control::Open(open) = open() else { unreachable!() };
+    Control::Open(Open { framing: Some(Framing::Nbd), ..open })
+}
+
+fn granted() -> Control {
+    Control::Grant(Grant {
+        channel: ChannelNumber(1),
+        epoch: Epoch(1),
+        generation: Generation(1),
+        instance: Instance([1; 16]),
+        write_through: false,
+        read_only: false,
+        max_requests: 1,
+        max_bytes: 1,
+        device: Vec::new(),
+    })
 }
 
 fn refused() -> Control {

@@ -98,6 +98,9 @@ pub enum Purpose {
     /// To pair.
     #[n(1)]
     Pairing,
+    /// For one channel whose requests are framed otherwise; needs an earlier pairing (protocol.md, "Data links").
+    #[n(2)]
+    Data,
 }
 
 /// The last message of a side.
@@ -248,6 +251,18 @@ pub struct Open {
     /// The lease that goes on after a lost link.
     #[n(2)]
     pub resume: Option<Resume>,
+    /// How requests are framed behind the answer, in a session that is for data.
+    #[n(3)]
+    pub framing: Option<Framing>,
+}
+
+/// What is spoken on a data link instead of Netbus messages (protocol.md, "Data links").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Framing {
+    /// The transmission phase of the NBD protocol, with simple replies.
+    #[n(1)]
+    Nbd,
 }
 
 /// The lease that goes on after a lost link.

@@ -350,6 +350,7 @@ impl Host {
     fn event(&mut self, net: &mut Net, id: SessionId, event: Event) {
         match event {
             Event::Opened { .. } => {}
+            Event::HandedOver => panic!("no session here is for data"),
             Event::Message(tag, Control::Open(open)) => {
                 let resume = open.resume.as_ref().map(Resume::from);
                 self.opens.push_back((id, tag, resume));

@@ -147,7 +147,8 @@ impl Subscriber {
     /// Asks for a lease if it has none.
     pub(crate) fn open(&mut self, net: &mut Net, host: &mut Host) {
         let resume = self.lease.clone();
-        let open = Control::Open(Open { publication: PublicationId([7; 16]), write: self.write, resume });
+        let open =
+            Control::Open(Open { publication: PublicationId([7; 16]), write: self.write, resume, framing: None });
         if let Some(seat) = &mut self.seat
             && seat.opened
             && seat.question.is_none()
@@ -258,6 +259,7 @@ impl Subscriber {
                     | Control::Close(_) => panic!("{} arrived at the subscriber", message.name()),
                 }
             }
+            Event::HandedOver => panic!("no session here is for data"),
             Event::Ended(end) => {
                 assert!(!end.text.contains("malformed") && !end.text.contains("may not"), "{end:?}");
                 let mut seat = self.seat.take().unwrap();
@@ -373,7 +375,12 @@ impl Subscriber {
             && matches!(self.attachment.phase(), Phase::Parked { .. })
         {
             net.note("a device opened anew after a failed flush");
-            let open = Open { publication: PublicationId([7; 16]), write: self.write, resume: self.lease.clone() };
+            let open = Open {
+                publication: PublicationId([7; 16]),
+                write: self.write,
+                resume: self.lease.clone(),
+                framing: None,
+            };
             seat.channel = None;
             seat.question = seat.session.send_request(&Control::Open(open));
         }

@@ -19,11 +19,12 @@ use futures::future::BoxFuture;
 use netbus_proto::class::block::{ARGS_LEN, BlockRequest, CODE, Geometry};
 use netbus_proto::ids::ClassCode;
 use netbus_proto::request::{DeviceError, ErrorKind, Request, Shape};
+use netbus_proto::wire::control::Framing;
 
 use super::{
     ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
 };
-use crate::frontend::{Frontend, Presentation, Queue};
+use crate::frontend::{Framed, Frontend, Presentation, Queue};
 
 /// Its name in commands and stored identities.
 const NAME: &str = "block";
@@ -134,6 +135,19 @@ impl DeviceClass for BlockClass {
                 _ => Err(PresentError::Unavailable(format!("A block device cannot be presented as {way}"))),
             }
         })
+    }
+
+    fn framings(&self) -> &'static [Framing] {
+        &[Framing::Nbd]
+    }
+
+    fn serve(&self, framing: Framing, framed: Framed) -> BoxFuture<'static, io::Result<()>> {
+        match framing {
+            Framing::Nbd => match geometry(&framed.device) {
+                Ok(geometry) => Box::pin(frontend::nbd::serve_link(framed, geometry)),
+                Err(error) => Box::pin(async move { Err(io::Error::other(error)) }),
+            },
+        }
     }
 
     fn clean_stale(&self, runtime_dir: &Path) -> io::Result<()> {

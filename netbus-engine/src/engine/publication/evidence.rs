@@ -10,7 +10,8 @@ use netbus_proto::wire::control::{Reason, Resume};
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::{Device, PendingGrant, Publication, Sessions};
+use super::giving::PendingGrant;
+use super::{Device, Publication, Sessions};
 use crate::backend::{Backend, Ticket};
 use crate::class::{DeviceClass, OpenedDevice};
 use crate::engine::{Core, Input};
@@ -32,10 +33,19 @@ impl Publication {
             return;
         };
         let instance = self.instance(opened);
+        if grant.asked.resume.is_none() {
+            self.forget_mark(core);
+        } else if let Some(text) = self.lost_changes(instance) {
+            warn!(epoch = %grant.epoch, "A device has lost changes that were answered");
+            return self.take_back(sessions, grant, Reason::LeaseLost, &text);
+        }
         let is_other = |resume: &&Resume| resume.instance.is_some_and(|left| left != instance);
-        let samples = grant.resume.as_ref().filter(is_other).and_then(|resume| resume.samples.clone());
+        let samples = grant.asked.resume.as_ref().filter(is_other).and_then(|resume| resume.samples.clone());
         let Some(samples) = samples.filter(|samples| !samples.is_empty()) else {
             return self.give(core, sessions, grant);
+        };
+        let Device::Open { opened, .. } = &self.device else {
+            return;
         };
         let (class, device, inputs) = (Arc::clone(&self.class), Arc::clone(opened), core.inputs.clone());
         let (publication, epoch) = (self.stored.id, grant.epoch);

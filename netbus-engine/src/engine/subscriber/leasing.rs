@@ -61,7 +61,7 @@ impl Subscriber {
             let Lease { epoch, generation, granted: _ } = lease;
             Resume { epoch, generation, instance, samples }
         });
-        let request = Open { publication: key.1, write: !subscription.stored.read_only, resume };
+        let request = Open { publication: key.1, write: !subscription.stored.read_only, resume, framing: None };
         subscription.state = State::Opening { session: session.id, revoked: None };
         self.ask(key, Question::Open, session, Control::Open(request));
     }

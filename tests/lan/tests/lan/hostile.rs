@@ -296,7 +296,12 @@ fn a_peer_that_floods_its_host_is_bounded() -> anyhow::Result<()> {
         // Opens without end, and the largest bodies that a session may carry.
         let (mut rogue, offer) = Rogue::session(scene.address, &scene.key)?;
         for tag in 1..=5000 {
-            let open = Control::Open(Open { publication: offer.publication, write: tag % 2 == 0, resume: None });
+            let open = Control::Open(Open {
+                publication: offer.publication,
+                write: tag % 2 == 0,
+                resume: None,
+                framing: None,
+            });
             if rogue.send(&open, Tag(tag)).is_err() {
                 break;
             }

@@ -4,6 +4,7 @@
 //! one attachment, so clients may open as many as they like and a flush on one covers what was answered on all.
 //!
 //! - [`NbdFrontend`]: the node and how it is taken away; [`clean_stale`]: what a killed daemon leaves.
+//! - [`serve_link`]: the same transmission for a peer's kernel, at the host.
 //! - `unix`, `tcp`: where clients connect.
 //! - `clients`: who is connected.
 //! - `handshake`: from the first byte to the first request.
@@ -46,7 +47,7 @@ use self::clients::{Clients, Refused};
 use self::handshake::{Access, Export, Outcome};
 use self::transmission::Disk;
 use crate::class::PresentError;
-use crate::frontend::{Frontend, Presentation, Queue, RemoveError};
+use crate::frontend::{Framed, Frontend, Presentation, Queue, RemoveError};
 
 /// A disk presented by an NBD server. Dropping it takes the node away by force.
 pub struct NbdFrontend {
@@ -81,9 +82,9 @@ impl NbdFrontend {
             geometry,
             read_only: presentation.read_only,
         };
-        let disk = Disk { queue, export: Arc::new(export), ended: ended_receiver };
+        let disk = Disk { queue, geometry, read_only: presentation.read_only, ended: ended_receiver };
         let clients = Clients::new();
-        let serving = tokio::spawn(serve(bound.listener, disk, clients.clone()));
+        let serving = tokio::spawn(serve(bound.listener, disk, Arc::new(export), clients.clone()));
         // Without the address, which may hold the secret name.
         tracing::debug!(channel = %presentation.channel, "Presented a disk by NBD");
         Self { node: bound.node, place: Some(bound.place), clients, ended, serving: Some(serving) }
@@ -139,6 +140,19 @@ pub fn clean_stale(runtime_dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Serves the requests of one connection that has negotiated elsewhere; see [`crate::class::DeviceClass::serve`].
+///
+/// # Errors
+/// Why the connection broke.
+pub async fn serve_link(framed: Framed, geometry: Geometry) -> io::Result<()> {
+    let Framed { reader, writer, device: _, read_only, queue, cut } = framed;
+    let disk = Disk { queue, geometry, read_only, ended: cut };
+    tokio::select! {
+        served = transmission::transmit(reader, BytesMut::new(), writer, &disk) => served,
+        () = disk.taken_away() => Ok(()),
+    }
+}
+
 /// How long a client may take to negotiate.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -187,14 +201,14 @@ impl Stream for tokio::net::TcpStream {
 }
 
 /// Serves all who connect until the node is taken away; returns when all connections are closed.
-async fn serve(listener: impl Listen, disk: Disk, clients: Clients) {
+async fn serve(listener: impl Listen, disk: Disk, export: Arc<Export>, clients: Clients) {
     let mut connections = JoinSet::new();
     let mut taken_away = pin!(disk.taken_away());
     loop {
         tokio::select! {
             () = &mut taken_away => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, process)) => admit(stream, process, &disk, &clients, &mut connections),
+                Ok((stream, process)) => admit(stream, process, (&disk, &export), &clients, &mut connections),
                 Err(error) => {
                     tracing::warn!(%error, "An NBD client could not connect");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -207,7 +221,13 @@ async fn serve(listener: impl Listen, disk: Disk, clients: Clients) {
     while connections.join_next().await.is_some() {}
 }
 
-fn admit(stream: impl Stream, process: Option<u32>, disk: &Disk, clients: &Clients, connections: &mut JoinSet<()>) {
+fn admit(
+    stream: impl Stream,
+    process: Option<u32>,
+    (disk, export): (&Disk, &Arc<Export>),
+    clients: &Clients,
+    connections: &mut JoinSet<()>,
+) {
     let seat = match clients.seat(process) {
         Ok(seat) => seat,
         Err(reason @ (Refused::Full | Refused::Closed)) => {
@@ -215,14 +235,14 @@ fn admit(stream: impl Stream, process: Option<u32>, disk: &Disk, clients: &Clien
             return;
         }
     };
-    let disk = disk.clone();
+    let (disk, export) = (disk.clone(), Arc::clone(export));
     connections.spawn(async move {
         let farewell = async {
             disk.taken_away().await;
             tokio::time::sleep(FAREWELL).await;
         };
         tokio::select! {
-            () = converse(stream, &disk) => {}
+            () = converse(stream, &disk, &export) => {}
             () = farewell => {}
         }
         drop(seat);
@@ -230,10 +250,10 @@ fn admit(stream: impl Stream, process: Option<u32>, disk: &Disk, clients: &Clien
 }
 
 /// One connection from its first byte to its last.
-async fn converse(stream: impl Stream, disk: &Disk) {
+async fn converse(stream: impl Stream, disk: &Disk, export: &Export) {
     let (read, write) = stream.split();
     let mut stream = BufReader::new(tokio::io::join(read, write));
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake::handshake(&mut stream, &disk.export)).await {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake::handshake(&mut stream, export)).await {
         Ok(Ok(Outcome::Transmission)) => {}
         Ok(Ok(Outcome::Closed)) => return,
         Ok(Err(error)) => return tracing::debug!(%error, "An NBD client did not get through its handshake"),

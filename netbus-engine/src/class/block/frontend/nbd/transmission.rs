@@ -23,7 +23,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::connection::Connection;
-use super::handshake::Export;
 use super::wire::{self, Errno, REQUEST_LEN, RequestHeader, command, command_flag};
 use super::work::{Pieces, payload};
 use crate::frontend::Queue;
@@ -42,7 +41,8 @@ const READ_AHEAD: usize = 64 * 1024;
 #[derive(Clone)]
 pub(super) struct Disk {
     pub(super) queue: Queue,
-    pub(super) export: Arc<Export>,
+    pub(super) geometry: Geometry,
+    pub(super) read_only: bool,
     /// Becomes true when the node is taken away by force; requests fail from then on.
     pub(super) ended: watch::Receiver<bool>,
 }
@@ -313,13 +313,13 @@ fn admit(header: &RequestHeader, disk: &Disk) -> Result<(), Errno> {
     if header.command == command::FLUSH {
         return if header.offset == 0 && header.length == 0 { Ok(()) } else { Err(Errno::Invalid) };
     }
-    if is_change && disk.export.read_only {
+    if is_change && disk.read_only {
         return Err(Errno::Permission);
     }
     if payload(header) > wire::MAX_PAYLOAD {
         return Err(Errno::Invalid);
     }
-    let Geometry { size, block_size } = disk.export.geometry;
+    let Geometry { size, block_size } = disk.geometry;
     if header.offset.checked_add(u64::from(header.length)).is_none_or(|end| end > size) {
         let grows = matches!(header.command, command::WRITE | command::WRITE_ZEROES);
         return Err(if grows { Errno::NoSpace } else { Errno::Invalid });

@@ -25,6 +25,7 @@ const GEOMETRY: Geometry = Geometry { size: 64 << 20, block_size: 512 };
 struct Bench {
     fake: Arc<FakeDisk>,
     disk: Disk,
+    export: Arc<Export>,
     ended: watch::Sender<bool>,
 }
 
@@ -41,15 +42,15 @@ impl Bench {
         let fake = FakeDisk::new(geometry, 1000);
         let export = Export { access, description: "photos of attic".to_owned(), geometry, read_only };
         let (ended, ended_receiver) = watch::channel(false);
-        let disk = Disk { queue: fake.queue(), export: Arc::new(export), ended: ended_receiver };
-        Self { fake, disk, ended }
+        let disk = Disk { queue: fake.queue(), geometry, read_only, ended: ended_receiver };
+        Self { fake, disk, export: Arc::new(export), ended }
     }
 
     /// A client that has said nothing yet.
     fn connect(&self) -> Client<DuplexStream> {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let disk = self.disk.clone();
-        tokio::spawn(async move { converse(far, &disk).await });
+        let (disk, export) = (self.disk.clone(), Arc::clone(&self.export));
+        tokio::spawn(async move { converse(far, &disk, &export).await });
         Client::new(near)
     }
 

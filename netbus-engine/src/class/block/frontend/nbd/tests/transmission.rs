@@ -1,5 +1,6 @@
 //! Requests and replies (`doc/proto.md`, "Transmission").
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use netbus_proto::class::block::Geometry;
@@ -259,8 +260,8 @@ async fn the_requests_of_a_client_that_is_gone_are_finished_but_no_half_write() 
 async fn a_connection_without_a_client_counts_until_its_last_request_is_done() {
     let bench = Bench::new();
     let (near, far) = tokio::io::duplex(64 * 1024);
-    let disk = bench.disk.clone();
-    let connection = tokio::spawn(async move { converse(far, &disk).await });
+    let (disk, export) = (bench.disk.clone(), Arc::clone(&bench.export));
+    let connection = tokio::spawn(async move { converse(far, &disk, &export).await });
     let mut client = Client::new(near);
     client.negotiate("photos").await;
     bench.fake.with(|state| state.stalled = true);
