@@ -39,6 +39,8 @@ pub struct LinkReader {
     end: usize,
     /// Opened and not yet taken, a part of `buffer`.
     plain: Range<usize>,
+    /// The other side has said that nothing follows.
+    ended: bool,
     /// Records in the other direction, where this one has to mind them.
     sent: Arc<AtomicU64>,
 }
@@ -46,7 +48,7 @@ pub struct LinkReader {
 impl LinkReader {
     pub(super) fn new(read: OwnedReadHalf, opener: Opener) -> Self {
         let buffer = vec![0; BUFFER].into_boxed_slice();
-        Self { read, opener, buffer, start: 0, end: 0, plain: 0..0, sent: Arc::default() }
+        Self { read, opener, buffer, start: 0, end: 0, plain: 0..0, ended: false, sent: Arc::default() }
     }
 
     /// Ends before the keys of `writer`, too, are worn.
@@ -81,7 +83,11 @@ impl LinkReader {
         };
         let (content, plaintext) = self.opener.open(&mut arrived[..length])?;
         let first = self.start + record::HEADER_LEN;
-        self.plain = first..first + plaintext.len();
+        match content {
+            Content::Data => self.plain = first..first + plaintext.len(),
+            // What it tells is for nobody here.
+            Content::Alert => self.ended = true,
+        }
         self.start += length;
         Ok(Some(content))
     }
@@ -119,12 +125,11 @@ impl AsyncRead for LinkReader {
             let taken = this.plain.len().min(out.remaining());
             out.put_slice(&this.plain()[..taken]);
             this.take(taken);
-            if out.remaining() == 0 {
+            if out.remaining() == 0 || this.ended {
                 return Poll::Ready(Ok(()));
             }
             match this.open_record().map_err(broken)? {
-                Some(Content::Data) => {}
-                Some(Content::Alert) => return Poll::Ready(Ok(())),
+                Some(Content::Data | Content::Alert) => {}
                 None if out.filled().len() > before || this.is_worn() => return Poll::Ready(Ok(())),
                 None => {
                     if ready!(this.poll_fill(cx))? == 0 {

@@ -300,6 +300,7 @@ impl Actor {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use netbus_proto::session::Role;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -331,6 +332,54 @@ mod tests {
         assert!(ends.iter().all(|end| end.reason == Reason::Shutdown), "{ends:?}");
         assert!(ends[0].text.contains("used up"), "{ends:?}");
         drop((dialer, acceptor));
+    }
+
+    #[tokio::test]
+    async fn a_data_link_whose_keys_are_nearly_worn_ends_behind_what_was_asked() {
+        let (mut here, mut there) = linked().await;
+        // It is the direction from the host that wears.
+        there.sealer.skip_to(WORN);
+        here.opener.skip_to(WORN);
+        let ((mut reader, mut writer), (mut host_reader, mut host_writer)) = (here.into_halves(), there.into_halves());
+        host_reader.mind(&host_writer);
+        let mut bytes = [0; 7];
+        for part in [b"request", b"another"] {
+            writer.write_all(part).await.unwrap();
+            writer.flush().await.unwrap();
+        }
+        // Whatever arrived with it is still taken.
+        host_reader.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"request");
+        host_writer.write_all(b"replied").await.unwrap();
+        host_writer.flush().await.unwrap();
+        let mut rest = Vec::new();
+        let end = tokio::time::timeout(PATIENCE, host_reader.read_to_end(&mut rest)).await;
+        end.expect("an end, since the keys are worn").unwrap();
+        assert!(rest.is_empty() || rest == b"another", "{rest:?}");
+        host_writer.write_all(&vec![7; 100_000]).await.unwrap();
+        host_writer.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        reader.read_to_end(&mut heard).await.unwrap();
+        assert_eq!((heard.len(), &heard[..7]), (100_007, &b"replied"[..]));
+    }
+
+    #[tokio::test]
+    async fn nothing_leaves_by_a_data_link_that_is_cut() {
+        let (here, there) = linked().await;
+        let ((mut reader, _writer), (_host_reader, mut host_writer)) = (here.into_halves(), there.into_halves());
+        let (cut, is_cut) = watch::channel(false);
+        host_writer.end_with(is_cut);
+        host_writer.write_all(b"before").await.unwrap();
+        host_writer.flush().await.unwrap();
+        host_writer.write_all(b"kept until the cut").await.unwrap();
+        cut.send_replace(true);
+        assert!(host_writer.write_all(b"behind").await.is_err());
+        assert!(host_writer.flush().await.is_err());
+        assert!(host_writer.shutdown().await.is_err());
+        drop(host_writer);
+        let mut heard = Vec::new();
+        reader.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"before");
     }
 
     async fn linked() -> (Secured, Secured) {

@@ -192,6 +192,17 @@ async fn a_data_link_and_a_session_for_channels_are_beside_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_for_channels_that_begins_anew_leaves_data_links_alone() {
+    let mut disk = Disk::published().await;
+    let mut link = disk.link(None).await.unwrap();
+    disk.desk.stop().await;
+    disk.desk.resume().await;
+    let peers = async || disk.desk.status().await.peers.iter().any(|peer| peer.connected).then_some(());
+    until("the session for channels to be open", peers).await;
+    assert!(link.ask(READ, 0, 0, 512, &[]).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_loss_of_power_a_clean_disk_goes_on_and_a_dirty_one_is_refused() {
     let mut disk = Disk::published().await;
     let mut link = disk.link(None).await.unwrap();

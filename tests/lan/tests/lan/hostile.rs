@@ -8,12 +8,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use netbus_engine::identity::keys::Identity;
 use netbus_lan_tests::host::peer;
-use netbus_lan_tests::rogue::{Rogue, identity_of};
+use netbus_lan_tests::rogue::{Heard, Rogue, identity_of};
 use netbus_lan_tests::{Account, Host, Lan, can_run, disk, wait_for};
 use netbus_proto::class::block::{BlockRequest, MAX_IO, MAX_ZEROES};
 use netbus_proto::ids::{ChannelNumber, ClassCode, Epoch, Tag};
 use netbus_proto::request::{ErrorKind, Request};
-use netbus_proto::wire::control::{Control, MAX_CONTROL, Open, Purpose, Reason};
+use netbus_proto::wire::control::{Control, Framing, MAX_CONTROL, Open, Purpose, Reason};
 use netbus_proto::wire::header::{CONTROL, Flags, HEADER_LEN, Header, MAX_BODY, VERSION};
 
 /// What a daemon may gain in memory while it is attacked, in KiB; its allocator keeps some of what it has had.
@@ -184,6 +184,59 @@ fn links_that_never_get_on_with_it_are_ended() -> anyhow::Result<()> {
         Ok(())
     })?;
     assert!(scene.content()?.iter().all(|byte| *byte == 7), "An unfinished write has reached the disk");
+    scene.is_unharmed(before)
+}
+
+#[test]
+fn a_data_link_admits_one_open_and_then_only_its_framing() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let scene = Scene::new()?;
+    let before = scene.attic.memory()?;
+    let stranger = identity_of(&scene.rogue.folder.join("stranger"))?;
+    scene.rogue.inside(|| {
+        let (mut session, offer) = Rogue::session(scene.address, &scene.key)?;
+        let encoded = |message: &Control| {
+            let (header, body) = message.encode(Tag(7));
+            [&header.encode()[..], &body].concat()
+        };
+        let open = |framing| {
+            encoded(&Control::Open(Open { publication: offer.publication, write: true, resume: None, framing }))
+        };
+        let granted = open(Some(Framing::Nbd));
+        let request = [&0x2560_9513_u32.to_be_bytes()[..], &[0; 24]].concat();
+        let cases = [
+            ("a ping", encoded(&Control::Ping)),
+            ("an OPEN without a framing", open(None)),
+            ("two OPENs", [&granted[..], &granted].concat()),
+            ("a request before the grant", [&granted[..], &request].concat()),
+        ];
+        for (what, bytes) in &cases {
+            let mut rogue = Rogue::connect(scene.address, &scene.key)?;
+            rogue.greet(VERSION, Purpose::Data)?;
+            rogue.send_bytes(bytes)?;
+            let farewell = rogue.farewell()?;
+            assert_eq!(farewell.as_ref().map(|(reason, _)| *reason), Some(Reason::Protocol), "{what}: {farewell:?}");
+        }
+        let mut rogue = Rogue::connect(scene.address, &stranger)?;
+        rogue.greet(VERSION, Purpose::Data)?;
+        assert_eq!(rogue.farewell()?.map(|(reason, _)| reason), Some(Reason::NotPaired));
+        let garbage = [vec![0xff; 4096], [&request[..], &granted].concat()];
+        for bytes in &garbage {
+            let mut rogue = Rogue::connect(scene.address, &scene.key)?;
+            rogue.greet(VERSION, Purpose::Data)?;
+            rogue.send_bytes(&granted)?;
+            assert!(matches!(rogue.control()?, Control::Hello(_)));
+            assert!(matches!(rogue.control()?, Control::Grant(_)));
+            rogue.send_bytes(bytes)?;
+            // A reply may come before the end, which is shorter than a message.
+            assert!(matches!(rogue.hear()?, Heard::Closed));
+        }
+        session.send_bytes(&granted)?;
+        assert_eq!(session.farewell()?.map(|(reason, _)| reason), Some(Reason::Protocol));
+        Ok(())
+    })?;
     scene.is_unharmed(before)
 }
 
