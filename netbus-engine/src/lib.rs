@@ -7,6 +7,7 @@
 //! - [`class`]: all that knows what a device's bytes mean, one folder a class.
 //! - [`backend`]: what does the I/O: a local device or a peer that has it.
 //! - [`frontend`]: what applications see, and the queue they put requests into.
+//! - [`kernel`]: links that the kernel serves by itself, and the privileged helper that gives them to it.
 //! - [`channel`]: the attachment that joins the two.
 //! - [`buffers`]: memory for large payloads, used again.
 //! - [`outbox`]: queues that whoever fills them also empties: how frames and replies leave without a task.
@@ -31,6 +32,7 @@ pub mod discovery;
 pub mod engine;
 pub mod frontend;
 pub mod identity;
+pub mod kernel;
 pub mod latency;
 pub mod outbox;
 pub mod session;

@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::frontend::{Framed, Frontend, Presentation, Queue};
+use crate::kernel::KernelLink;
+use crate::session::handed::HandedOver;
 
 /// A kind of device: everything about it that the bus does not know.
 pub trait DeviceClass: Send + Sync + 'static {
@@ -99,6 +101,38 @@ pub trait DeviceClass: Send + Sync + 'static {
         queue: Queue,
     ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>>;
 
+    /// The framing in which the kernel serves a way of `presentations` by itself, over a data link; none for a way that has
+    /// a frontend of ours.
+    fn kernel_framing(&self, _way: &str) -> Option<Framing> {
+        None
+    }
+
+    /// Makes a node of the kernel of a link that was granted for that framing. `node` is what it is found by again.
+    fn present_link<'a>(
+        &'a self,
+        _node: NodeId,
+        _presentation: &'a Presentation,
+        _link: HandedOver,
+    ) -> BoxFuture<'a, Result<PresentedLink, PresentError>> {
+        Box::pin(async { Err(no_kernel()) })
+    }
+
+    /// Gives a node of the kernel the link that follows one that is over. `device` is the class's description of what the
+    /// host has now.
+    fn renew_link<'a>(
+        &'a self,
+        _node: NodeId,
+        _device: &'a Bytes,
+        _link: HandedOver,
+    ) -> BoxFuture<'a, Result<KernelLink, PresentError>> {
+        Box::pin(async { Err(no_kernel()) })
+    }
+
+    /// A node that an earlier daemon has made, if the kernel still has it.
+    fn find_node(&self, _node: NodeId) -> BoxFuture<'_, Result<Option<Box<dyn Frontend>>, PresentError>> {
+        Box::pin(async { Ok(None) })
+    }
+
     /// The framings in which a host serves it on a data link; most classes have none.
     fn framings(&self) -> &'static [Framing] {
         &[]
@@ -123,6 +157,16 @@ pub trait DeviceClass: Send + Sync + 'static {
 
     /// A few words on a device description for people: `4.0 GiB, 512-byte blocks`.
     fn describe(&self, device: &Bytes) -> String;
+}
+
+/// What a node of the kernel is known by: 16 random bytes.
+pub type NodeId = [u8; 16];
+
+/// A node of the kernel, and the link that serves it.
+pub type PresentedLink = (Box<dyn Frontend>, KernelLink);
+
+fn no_kernel() -> PresentError {
+    PresentError::Unavailable("This kernel serves no device by itself".to_owned())
 }
 
 /// How a class's attachments behave.

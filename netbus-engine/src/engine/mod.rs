@@ -45,6 +45,7 @@ use crate::discovery;
 use crate::frontend::Frontend;
 use crate::identity::keys::Identity;
 use crate::session::dial::{DialError, Dialed};
+use crate::session::handed::HandedOver;
 use crate::session::secure::Secured;
 use crate::session::{self, SessionEvent, SessionHandle, SessionId};
 
@@ -143,6 +144,25 @@ pub(crate) enum Input {
     TakenDown {
         key: Key,
         result: subscriber::TakenDown,
+    },
+    NodeFound {
+        key: Key,
+        result: Result<Option<Box<dyn Frontend>>, PresentError>,
+    },
+    LinkGranted {
+        key: Key,
+        attempt: u64,
+        result: Result<Box<HandedOver>, subscriber::LinkError>,
+    },
+    LinkInstalled {
+        key: Key,
+        attempt: u64,
+        result: Result<subscriber::Installed, subscriber::InstallError>,
+    },
+    /// A link that the kernel had is over.
+    LinkEnded {
+        key: Key,
+        attempt: u64,
     },
     Reach {
         peer: Fingerprint,
@@ -338,6 +358,7 @@ pub fn start(parts: Parts) -> Result<(EngineHandle, tokio::task::JoinHandle<()>)
 impl Engine {
     async fn run(mut self) {
         info!(name = self.core.name, port = self.core.port, "Netbus is ready");
+        self.subscriber.look_for_nodes(&self.core);
         loop {
             let action = self.select().await;
             if let Action::Input(Input::Stop(stopped)) = action {
@@ -346,11 +367,15 @@ impl Engine {
                 return;
             }
             self.apply(action);
+            for key in self.subscriber.take_links_wanted() {
+                self.subscriber.dial_link(&self.core, key, self.peers.candidates(key.0));
+            }
         }
     }
 
     async fn select(&mut self) -> Action {
-        let due = self.peers.poll_timeout().map_or(self.next_tick, |due| due.min(self.next_tick));
+        let timeouts = [self.peers.poll_timeout(), self.subscriber.poll_timeout(), Some(self.next_tick)];
+        let due = timeouts.into_iter().flatten().min().unwrap_or(self.next_tick);
         let discovered = async {
             match &mut self.discovered {
                 Some(discovered) => match discovered.recv().await {
@@ -380,7 +405,7 @@ impl Engine {
                 self.next_tick = now + TICK;
                 buffers::trim();
                 self.host.handle_timeout(&self.core, now);
-                self.subscriber.handle_timeout(now, &self.peers.sessions());
+                self.subscriber.handle_timeout(&self.core, now, &self.peers.sessions());
                 self.peers.handle_timeout(&self.core, now);
                 self.go_on_subscribing();
             }
@@ -417,6 +442,14 @@ impl Engine {
             Input::TakenDown { key, result } => {
                 self.subscriber.taken_down(&self.core, key, result, &self.peers.sessions());
             }
+            Input::NodeFound { key, result } => self.subscriber.node_found(&self.core, key, result),
+            Input::LinkGranted { key, attempt, result } => {
+                self.subscriber.link_granted(&self.core, key, attempt, result, &self.peers.sessions());
+            }
+            Input::LinkInstalled { key, attempt, result } => {
+                self.subscriber.link_installed(&self.core, key, attempt, result, &self.peers.sessions());
+            }
+            Input::LinkEnded { key, attempt } => self.subscriber.link_ended(&self.core, key, attempt),
             Input::Reach { peer, addresses } => self.peers.add_address(peer, &addresses),
             Input::Stop(stopped) => drop(stopped),
         }

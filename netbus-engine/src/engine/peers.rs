@@ -477,7 +477,7 @@ impl Peers {
     }
 
     /// Where a paired peer may be.
-    fn candidates(&self, peer: Fingerprint) -> Vec<SocketAddr> {
+    pub(super) fn candidates(&self, peer: Fingerprint) -> Vec<SocketAddr> {
         let Some(trusted) = self.trust.get(peer) else {
             return Vec::new();
         };

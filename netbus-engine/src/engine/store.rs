@@ -4,7 +4,7 @@ use netbus_proto::ids::{Epoch, Fingerprint, Generation, Instance, PublicationId}
 use netbus_proto::lease::{Stored, StoredWriter, UnixSeconds};
 use serde::{Deserialize, Serialize};
 
-use crate::class::{Identity, Stamp};
+use crate::class::{Identity, NodeId, Stamp};
 use crate::config::Document;
 
 /// The publications of this machine.
@@ -132,7 +132,7 @@ pub(super) struct StoredSubscription {
     pub label: String,
     /// The class's name.
     pub class: String,
-    /// How it is presented: `file`, `nbd`.
+    /// How it is presented: `file`, `disk`, `nbd`.
     pub way: String,
     /// Whether only to read.
     pub read_only: bool,
@@ -144,6 +144,31 @@ pub(super) struct StoredSubscription {
     /// The user has ended it, but its host could not be told yet.
     #[serde(default)]
     pub ended: bool,
+    /// Where the kernel serves it by itself: its node, which outlives the daemon.
+    #[serde(default)]
+    pub kernel: Option<StoredNode>,
+}
+
+/// A node of the kernel.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct StoredNode {
+    /// What it is found by, hexadecimal.
+    #[serde(with = "node_id")]
+    pub id: NodeId,
+    /// The lease that its next link goes on with.
+    pub lease: Option<StoredNodeLease>,
+}
+
+/// What the last link of a node was granted.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct StoredNodeLease {
+    /// Its epoch.
+    pub epoch: u64,
+    /// The content's generation.
+    pub generation: u64,
+    /// The life of the device.
+    #[serde(with = "crate::config::text")]
+    pub instance: Instance,
 }
 
 impl From<StoredLease> for Stored {
@@ -171,6 +196,23 @@ impl From<Stored> for StoredLease {
                 since: writer.since.0,
             }),
         }
+    }
+}
+
+/// The id of a node as hexadecimal text.
+mod node_id {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::class::NodeId;
+
+    pub(super) fn serialize<S: Serializer>(id: &NodeId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:032x}", u128::from_be_bytes(*id)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeId, D::Error> {
+        let number = u128::from_str_radix(&String::deserialize(deserializer)?, 16).map_err(Error::custom)?;
+        Ok(number.to_be_bytes())
     }
 }
 

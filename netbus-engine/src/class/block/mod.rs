@@ -3,7 +3,7 @@
 //! - `scan` (per system): what is here, and what uses it.
 //! - `identity`: what a published device is known by, and its claim.
 //! - `local`: the host's backend on a file or a block device.
-//! - `frontend`: what the subscriber's applications see: a FUSE file, or an NBD socket.
+//! - `frontend`: what the subscriber's applications see: a disk of the kernel, a FUSE file, or an NBD socket.
 
 pub mod frontend;
 mod identity;
@@ -21,23 +21,33 @@ use netbus_proto::ids::ClassCode;
 use netbus_proto::request::{DeviceError, ErrorKind, Request, Shape};
 use netbus_proto::wire::control::Framing;
 
+#[cfg(target_os = "linux")]
+use self::frontend::disk::KernelDisk;
 use super::{
     ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
 };
 use crate::frontend::{Framed, Frontend, Presentation, Queue};
+#[cfg(target_os = "linux")]
+use crate::{
+    class::NodeId, class::PresentedLink, kernel::KernelLink, kernel::helper::Helper, session::handed::HandedOver,
+};
 
 /// Its name in commands and stored identities.
 const NAME: &str = "block";
 
 /// The block class.
 #[derive(Default)]
-pub struct BlockClass;
+pub struct BlockClass {
+    /// Has the kernel serve disks.
+    #[cfg(target_os = "linux")]
+    helper: Helper,
+}
 
 impl BlockClass {
     /// The block class.
     #[must_use]
     pub fn new() -> Self {
-        Self
+        Self::default()
     }
 }
 
@@ -119,7 +129,7 @@ impl DeviceClass for BlockClass {
     }
 
     fn presentations(&self) -> &'static [&'static str] {
-        &["file", "nbd"]
+        if cfg!(target_os = "linux") { &["file", "disk", "nbd"] } else { &["file", "nbd"] }
     }
 
     fn present<'a>(
@@ -134,6 +144,42 @@ impl DeviceClass for BlockClass {
                 "nbd" => present_nbd(presentation, queue).await,
                 _ => Err(PresentError::Unavailable(format!("A block device cannot be presented as {way}"))),
             }
+        })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn kernel_framing(&self, way: &str) -> Option<Framing> {
+        (way == "disk").then_some(Framing::Nbd)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn present_link<'a>(
+        &'a self,
+        node: NodeId,
+        presentation: &'a Presentation,
+        link: HandedOver,
+    ) -> BoxFuture<'a, Result<PresentedLink, PresentError>> {
+        Box::pin(async move {
+            let (disk, link) = KernelDisk::make(self.helper.clone(), node, presentation, link).await?;
+            Ok((Box::new(disk) as _, link))
+        })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn renew_link<'a>(
+        &'a self,
+        node: NodeId,
+        device: &'a Bytes,
+        link: HandedOver,
+    ) -> BoxFuture<'a, Result<KernelLink, PresentError>> {
+        Box::pin(frontend::disk::renew(self.helper.clone(), node, device, link))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn find_node(&self, node: NodeId) -> BoxFuture<'_, Result<Option<Box<dyn Frontend>>, PresentError>> {
+        Box::pin(async move {
+            let disk = KernelDisk::find(self.helper.clone(), node).await?;
+            Ok(disk.map(|disk| Box::new(disk) as _))
         })
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use netbus_proto::ids::Fingerprint;
 use netbus_proto::request::{DeviceError, ErrorKind};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::subscription::{State, Subscription, Work};
 use super::{Key, Subscriber};
@@ -40,7 +40,11 @@ impl Subscriber {
         let waits = match &subscription.state {
             State::Waiting { why, .. } => Some(why.as_str()),
             State::Opening { .. } => Some("its device is being opened"),
-            State::Active { .. } | State::Closing { .. } | State::Faulted { .. } => None,
+            State::Active { .. }
+            | State::Linking { .. }
+            | State::Linked
+            | State::Closing { .. }
+            | State::Faulted { .. } => None,
         };
         if let (Some(why), Some(attachment), false) = (waits, &subscription.attachment, force)
             && !attachment.status().is_safe()
@@ -110,7 +114,8 @@ impl Subscriber {
         }
     }
 
-    /// Takes every node away and hands every lease back, within a bounded time: the daemon stops.
+    /// Takes every node away and hands every lease back, within a bounded time: the daemon stops. A node that the kernel
+    /// serves stays while it is in use, and its lease with it.
     pub(in crate::engine) async fn shut_down(&mut self, core: &Core) {
         for subscription in self.subscriptions.values_mut() {
             let (frontend, attachment) = (subscription.frontend.take(), subscription.attachment.take());
@@ -120,7 +125,8 @@ impl Subscriber {
             let flush = flush.flatten();
             let gentle = take_down(frontend, attachment.clone(), flush.clone(), 1, false);
             match tokio::time::timeout(FAREWELL_TIME, gentle).await {
-                Ok(Ok(_)) => {}
+                Ok(Ok(_)) => subscription.leaving = subscription.is_of_kernel(),
+                Ok(Err(_)) if subscription.is_of_kernel() => info!("A node of the kernel is in use, and goes on"),
                 Ok(Err((frontend, error))) => {
                     warn!(error = error_chain(&error), "A node is in use while the daemon stops");
                     let force = take_down(Some(frontend), attachment, flush, 1, true);
@@ -135,15 +141,27 @@ impl Subscriber {
     pub(in crate::engine) fn close_all(&mut self, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
         let keys: Vec<Key> = self.subscriptions.keys().copied().collect();
         for key in keys {
-            if let Some(session) = sessions.get(&key.0) {
+            let Some(session) = sessions.get(&key.0) else { continue };
+            let leaves = |subscription: &&Subscription| subscription.leaving && subscription.lease.is_some();
+            if self.subscriptions.get(&key).filter(leaves).is_some() {
+                self.open(key, session);
+            } else {
                 self.close(key, session);
             }
         }
     }
 
-    /// Whether a CLOSE is unanswered.
+    /// Whether a lease is being handed back.
     pub(in crate::engine) fn is_closing(&self) -> bool {
-        self.subscriptions.values().any(|subscription| matches!(subscription.state, State::Closing { .. }))
+        self.subscriptions.values().any(|subscription| match subscription.state {
+            State::Closing { .. } => true,
+            State::Opening { .. } => subscription.leaving,
+            State::Waiting { .. }
+            | State::Active { .. }
+            | State::Linking { .. }
+            | State::Linked
+            | State::Faulted { .. } => false,
+        })
     }
 
     /// Gives the lease of an ended subscription back: now, or when its host is there again.
@@ -161,12 +179,21 @@ impl Subscriber {
                 self.close(key, &sessions[&key.0]);
             }
             State::Active { .. } => {}
-            State::Waiting { .. } | State::Opening { .. } | State::Closing { .. } => {
+            State::Linked => {
+                // The lease goes back in a session for channels, where it is resumed and closed.
+                subscription.discard_node();
+                self.resume_to_close(core, key, sessions);
+            }
+            State::Waiting { .. } if subscription.is_of_kernel() && subscription.lease.is_some() => {
+                self.resume_to_close(core, key, sessions);
+            }
+            State::Waiting { .. } | State::Opening { .. } | State::Linking { .. } | State::Closing { .. } => {
                 if let Some(reply) = subscription.unsubscribing.take() {
                     reply.succeed(unsubscribed(core, key, subscription));
                 }
                 // The answer to an OPEN that is on its way still belongs to this subscription.
-                if subscription.lease.is_none() && !matches!(subscription.state, State::Opening { .. }) {
+                let is_asked = matches!(subscription.state, State::Opening { .. } | State::Linking { .. });
+                if subscription.lease.is_none() && !is_asked {
                     self.forget(core, key);
                 }
             }
@@ -180,6 +207,19 @@ impl Subscriber {
                 // The link was lost meanwhile: the lease goes back in the next session, as from any that waits.
                 subscription.state = State::Waiting { why: text, retry: Some(Instant::now()) };
             }
+        }
+    }
+
+    /// Hands a lease of a data link back: now, or when its host is there again, of which who waits is told as a success.
+    fn resume_to_close(&mut self, core: &Core, key: Key, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        subscription.state = State::Waiting { why: "It is being handed back".to_owned(), retry: Some(Instant::now()) };
+        if let Some(session) = sessions.get(&key.0) {
+            self.open(key, session);
+        } else if let Some(reply) = subscription.unsubscribing.take() {
+            reply.succeed(unsubscribed(core, key, subscription));
         }
     }
 

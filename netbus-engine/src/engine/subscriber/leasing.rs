@@ -59,7 +59,9 @@ impl Subscriber {
         let samples = samples.filter(|samples| !samples.is_empty());
         let resume = subscription.lease.map(|lease| {
             let Lease { epoch, generation, granted: _ } = lease;
-            Resume { epoch, generation, instance, samples }
+            // What the kernel wrote is in nobody's log, so its instance is known from the link alone.
+            let of_node = subscription.stored.kernel.and_then(|node| node.lease).map(|lease| lease.instance);
+            Resume { epoch, generation, instance: instance.or(of_node), samples }
         });
         let request = Open { publication: key.1, write: !subscription.stored.read_only, resume, framing: None };
         subscription.state = State::Opening { session: session.id, revoked: None };
@@ -95,10 +97,10 @@ impl Subscriber {
         let device = Bytes::from(grant.device);
         let remote = Arc::new(Remote::new(Arc::clone(&class), grant.channel, grant.epoch, session.frames.clone()));
         session.routes.open(grant.channel, Arc::clone(&remote) as _);
-        let granted = (session.id, grant.channel);
+        let granted = Some((session.id, grant.channel));
         subscription.lease = Some(Lease { epoch: grant.epoch, generation: grant.generation, granted });
         subscription.state = State::Active { session: session.id, channel: grant.channel, epoch: grant.epoch };
-        if subscription.stored.ended {
+        if subscription.stored.ended || subscription.leaving {
             return self.close(key, session);
         }
         let read_only = subscription.stored.read_only || grant.read_only;
@@ -135,7 +137,7 @@ impl Subscriber {
         let is_active = match subscription.state {
             State::Active { .. } => true,
             State::Waiting { .. } | State::Opening { .. } => false,
-            State::Closing { .. } | State::Faulted { .. } => return,
+            State::Linking { .. } | State::Linked | State::Closing { .. } | State::Faulted { .. } => return,
         };
         match subscription.phase() {
             _ if subscription.stored.ended => return,
@@ -162,7 +164,7 @@ impl Subscriber {
         self.open(key, session);
     }
 
-    fn refused(&mut self, core: &Core, key: Key, refusal: Refusal) {
+    pub(super) fn refused(&mut self, core: &Core, key: Key, refusal: Refusal) {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
         };
@@ -170,7 +172,16 @@ impl Subscriber {
             reply.fail(api_kind(refusal.reason), refusal.text);
             return self.forget(core, key);
         }
+        let may_change = matches!(refusal.reason, Reason::Absent | Reason::Busy | Reason::Internal | Reason::Device);
         if subscription.stored.ended {
+            if let Some(reply) = subscription.unsubscribing.take() {
+                reply.succeed(unsubscribed(core, key, subscription));
+            }
+            if may_change && subscription.lease.is_some() {
+                let retry = Some(Instant::now() + RETRY_AFTER);
+                subscription.state = State::Waiting { why: refusal.text, retry };
+                return;
+            }
             return self.forget(core, key);
         }
         if let State::Faulted { .. } = subscription.state {
@@ -178,9 +189,9 @@ impl Subscriber {
             subscription.lease = subscription.lease.filter(|_| refusal.reason != Reason::LeaseLost);
             return;
         }
-        let may_change = matches!(refusal.reason, Reason::Absent | Reason::Busy | Reason::Internal | Reason::Device);
         // A subscription of an earlier life of the daemon has no application yet that could be misled.
-        if may_change || (subscription.attachment.is_none() && refusal.reason == Reason::InUse) {
+        let has_node = subscription.attachment.is_some() || subscription.frontend.is_some();
+        if may_change || (!has_node && refusal.reason == Reason::InUse) {
             let retry = Some(Instant::now() + RETRY_AFTER);
             subscription.state = State::Waiting { why: refusal.text, retry };
             return self.tell_state(core, key);
@@ -188,7 +199,12 @@ impl Subscriber {
         let text = match &mut subscription.state {
             // Its owner's word says more than that the lease is lost.
             State::Opening { revoked, .. } => revoked.take(),
-            State::Waiting { .. } | State::Active { .. } | State::Closing { .. } | State::Faulted { .. } => None,
+            State::Waiting { .. }
+            | State::Active { .. }
+            | State::Linking { .. }
+            | State::Linked
+            | State::Closing { .. }
+            | State::Faulted { .. } => None,
         };
         self.lose(core, key, api_kind(refusal.reason), text.as_ref().unwrap_or(&refusal.text));
     }
@@ -197,7 +213,7 @@ impl Subscriber {
     /// being asked for again, in vain.
     fn revoked(&mut self, core: &Core, session: SessionId, revoked: &Revoked) {
         let held = self.subscriptions.iter_mut().find(|(_, subscription)| {
-            subscription.lease.is_some_and(|lease| lease.granted == (session, revoked.channel))
+            subscription.lease.is_some_and(|lease| lease.granted == Some((session, revoked.channel)))
         });
         let Some((&key, subscription)) = held else { return };
         match &mut subscription.state {
@@ -205,7 +221,7 @@ impl Subscriber {
             State::Active { .. } | State::Waiting { .. } => {
                 self.lose(core, key, ApiErrorKind::Refused, &revoked.text);
             }
-            State::Closing { .. } | State::Faulted { .. } => {}
+            State::Linking { .. } | State::Linked | State::Closing { .. } | State::Faulted { .. } => {}
         }
     }
 
@@ -215,6 +231,9 @@ impl Subscriber {
         };
         subscription.lease = None;
         subscription.attachment = None;
+        if let Some(node) = &mut subscription.stored.kernel {
+            node.lease = None;
+        }
         if let Some(reply) = subscription.unsubscribing.take() {
             match error {
                 None => reply.succeed(unsubscribed(core, key, subscription)),
@@ -225,6 +244,7 @@ impl Subscriber {
             return self.forget(core, key);
         }
         subscription.state = waiting("Handed back".to_owned());
+        self.save(core);
     }
 }
 

@@ -2,15 +2,18 @@
 //!
 //! - `subscription`: one of them and its state.
 //! - `leasing`: the talk with its host.
+//! - `linking`: channels that the kernel serves by itself.
 //! - `ending`: how the use of a channel ends.
 
 mod ending;
 mod leasing;
+mod linking;
 mod subscription;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use netbus_proto::attachment::BindError;
 use netbus_proto::ids::{Epoch, Fingerprint, PublicationId, Tag};
 use netbus_proto::request::{DeviceError, ErrorKind};
@@ -20,8 +23,9 @@ use tracing::{info, warn};
 
 pub(super) use self::ending::TakenDown;
 use self::ending::{interrupted, unsubscribed};
+pub(super) use self::linking::{InstallError, Installed, LinkError};
 use self::subscription::{State, Subscription, Work, waiting};
-use super::store::{StoredSubscription, Subscriptions};
+use super::store::{StoredNode, StoredSubscription, Subscriptions};
 use super::{Core, Input, Reply, error_chain, seconds_since_1970};
 use crate::class::PresentError;
 use crate::control::api::{Answer, ApiError, ErrorKind as ApiErrorKind, Event};
@@ -43,6 +47,8 @@ pub(super) struct Subscriber {
     /// Requests on their way to a host.
     asked: HashMap<(SessionId, Tag), (Key, Question)>,
     next_token: u64,
+    /// Channels that the kernel serves and that need a link.
+    links_wanted: Vec<Key>,
 }
 
 /// How a channel is to be used.
@@ -112,6 +118,13 @@ impl Subscriber {
             };
             return reply.fail(ApiErrorKind::InUse, text);
         }
+        let kernel = match class.kernel_framing(&way) {
+            None => None,
+            Some(_) => match linking::new_node() {
+                Some(node) => Some(node),
+                None => return reply.fail(ApiErrorKind::Internal, "The system has no random numbers"),
+            },
+        };
         let stored = StoredSubscription {
             host,
             publication: offer.publication,
@@ -123,11 +136,16 @@ impl Subscriber {
             give_up_after: how.give_up_after,
             since: seconds_since_1970(),
             ended: false,
+            kernel,
         };
         let lease = self.subscriptions.get(&key).and_then(|ended| ended.lease);
-        let subscription = Subscription { subscribing: Some(reply), lease, ..Subscription::new(stored) };
+        let subscription = Subscription { subscribing: Some(reply), lease, looked: true, ..Subscription::new(stored) };
         self.subscriptions.insert(key, subscription);
-        self.open(key, session);
+        if kernel.is_some() {
+            self.want_link(key);
+        } else {
+            self.open(key, session);
+        }
     }
 
     /// A session to a host is open and has told this channel: goes on with what waits for it.
@@ -137,7 +155,9 @@ impl Subscriber {
             return;
         };
         if let State::Waiting { .. } = subscription.state {
-            if offer.present {
+            if offer.present && subscription.is_of_kernel() && !subscription.stored.ended {
+                self.want_link(key);
+            } else if offer.present {
                 self.open(key, session);
             } else {
                 subscription.state = waiting(format!("The device behind \"{}\" is not there", offer.label));
@@ -145,8 +165,14 @@ impl Subscriber {
         }
     }
 
-    /// Tries again what is due.
-    pub(super) fn handle_timeout(&mut self, now: Instant, sessions: &BTreeMap<Fingerprint, SessionHandle>) {
+    /// Tries again what is due, and gives up what has waited for too long.
+    pub(super) fn handle_timeout(
+        &mut self,
+        core: &Core,
+        now: Instant,
+        sessions: &BTreeMap<Fingerprint, SessionHandle>,
+    ) {
+        self.give_up_in_time(core, now);
         let due: Vec<Key> = self
             .subscriptions
             .iter()
@@ -156,7 +182,10 @@ impl Subscriber {
             .map(|(key, _)| *key)
             .collect();
         for key in due {
-            if let Some(session) = sessions.get(&key.0) {
+            let is_linked = |subscription: &Subscription| subscription.is_of_kernel() && !subscription.stored.ended;
+            if self.subscriptions.get(&key).is_some_and(is_linked) {
+                self.want_link(key);
+            } else if let Some(session) = sessions.get(&key.0) {
                 self.open(key, session);
             }
         }
@@ -175,9 +204,12 @@ impl Subscriber {
                     }
                 }
                 State::Opening { session: active, .. } | State::Closing { session: active } if active == session => {}
+                State::Linking { .. } | State::Linked if end.by_peer && end.reason == Reason::NotPaired => {}
                 State::Waiting { .. }
                 | State::Opening { .. }
                 | State::Active { .. }
+                | State::Linking { .. }
+                | State::Linked
                 | State::Closing { .. }
                 | State::Faulted { .. } => continue,
             }
@@ -345,9 +377,12 @@ impl Subscriber {
             State::Active { .. }
             | State::Waiting { .. }
             | State::Opening { .. }
+            | State::Linking { .. }
+            | State::Linked
             | State::Closing { .. }
             | State::Faulted { .. } => None,
         };
+        subscription.discard_node();
         subscription.state = State::Faulted { text: text.to_owned(), open };
         if let Some(attachment) = &subscription.attachment {
             attachment.fault(DeviceError::new(ErrorKind::Gone, text));
@@ -373,8 +408,13 @@ impl Subscriber {
     }
 
     fn save(&self, core: &Core) {
-        // One that has no node yet is not stored: its user is told of the failure and asks again.
-        let lasting = self.subscriptions.values().filter(|subscription| subscription.subscribing.is_none());
+        // One that has no node yet is not stored: its user is told of the failure and asks again. A node of the kernel
+        // may be there as soon as there is a lease for it.
+        let lasts = |subscription: &&Subscription| {
+            let has_lease = |node: StoredNode| node.lease.is_some();
+            subscription.subscribing.is_none() || subscription.stored.kernel.is_some_and(has_lease)
+        };
+        let lasting = self.subscriptions.values().filter(lasts);
         let stored = Subscriptions { subscriptions: lasting.map(|subscription| subscription.stored.clone()).collect() };
         core.store(&stored);
     }
@@ -399,17 +439,21 @@ fn present(core: &Core, key: Key, subscription: &mut Subscription) {
         return;
     };
     subscription.work = Some(Work::Presenting);
-    let presentation = Presentation {
-        host: core.slug_of(key.0),
-        channel: subscription.stored.channel.clone(),
-        device: attachment.device(),
-        read_only: subscription.stored.read_only,
-        runtime_dir: core.runtime_dir.clone(),
-    };
+    let presentation = presentation(core, key, subscription, attachment.device());
     let (way, queue, inputs) = (subscription.stored.way.clone(), attachment.queue(), core.inputs.clone());
     tokio::spawn(async move {
         let result = class.present(&way, presentation, queue).await;
         // The engine is gone only when the daemon stops.
         let _ = inputs.send(Input::Presented { key, result });
     });
+}
+
+fn presentation(core: &Core, key: Key, subscription: &Subscription, device: Bytes) -> Presentation {
+    Presentation {
+        host: core.slug_of(key.0),
+        channel: subscription.stored.channel.clone(),
+        device,
+        read_only: subscription.stored.read_only,
+        runtime_dir: core.runtime_dir.clone(),
+    }
 }

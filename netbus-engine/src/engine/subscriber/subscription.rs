@@ -7,6 +7,7 @@
 //!      |            refused, may change          |          link lost               |
 //!      +-----------------------------------------+----------------------------------+
 //!
+//!   Where the kernel serves the channel by itself, Linking and Linked take the places of Opening and Active.
 //!   from anywhere: Faulted, when the lease is gone for good. The node stays, with errors, until `unsubscribe`.
 //! ```
 
@@ -15,11 +16,12 @@ use std::time::Instant;
 use netbus_proto::attachment::Phase;
 use netbus_proto::ids::{ChannelNumber, Epoch, Generation};
 
-use super::super::store::StoredSubscription;
+use super::super::store::{StoredNodeLease, StoredSubscription};
 use super::super::{Core, Reply, seconds_since_1970, timestamp};
 use crate::channel::attachment::Attachment;
 use crate::control::api::{self, ErrorKind, SubscribedState};
 use crate::frontend::Frontend;
+use crate::kernel::KernelLink;
 use crate::latency::report::ChannelReport;
 use crate::session::SessionId;
 
@@ -33,6 +35,16 @@ pub(in crate::engine) struct Subscription {
     pub(super) opened_anew: Option<Instant>,
     pub(super) attachment: Option<Attachment>,
     pub(super) frontend: Option<Box<dyn Frontend>>,
+    /// The link that the kernel has.
+    pub(super) link: Option<KernelLink>,
+    /// How many links were dialed, so that what becomes of an older one is known for that.
+    pub(super) attempts: u64,
+    /// Since when its applications wait for another link.
+    pub(super) alone_since: Option<Instant>,
+    /// Whether it was looked for the node that an earlier daemon has left in the kernel.
+    pub(super) looked: bool,
+    /// The lease goes back as soon as it is there, though the subscription stays: the daemon stops.
+    pub(super) leaving: bool,
     /// Where applications find it.
     pub(in crate::engine) node: Option<String>,
     /// What is being done to its frontend at this moment, in a task of its own.
@@ -62,8 +74,8 @@ pub(super) enum Work {
 pub(super) struct Lease {
     pub(super) epoch: Epoch,
     pub(super) generation: Generation,
-    /// Where it was granted, and what its channel has there.
-    pub(super) granted: (SessionId, ChannelNumber),
+    /// Where it was granted, and what its channel has there; none on a data link.
+    pub(super) granted: Option<(SessionId, ChannelNumber)>,
 }
 
 /// What a subscription is doing.
@@ -75,6 +87,10 @@ pub(in crate::engine) enum State {
     Opening { session: SessionId, revoked: Option<String> },
     /// Bound to the host.
     Active { session: SessionId, channel: ChannelNumber, epoch: Epoch },
+    /// A data link is being dialed, granted and given to the kernel. Why the last one could not be, if so.
+    Linking { why: Option<String> },
+    /// The kernel has a link.
+    Linked,
     /// CLOSE is on its way.
     Closing { session: SessionId },
     /// Over, but for the node that gives errors, and for the channel where the host still holds it open.
@@ -83,13 +99,19 @@ pub(in crate::engine) enum State {
 
 impl Subscription {
     pub(super) fn new(stored: StoredSubscription) -> Self {
+        let lease = stored.kernel.and_then(|node| node.lease).map(Lease::from);
         Self {
             stored,
             state: waiting("Looking for its host".to_owned()),
-            lease: None,
+            lease,
             opened_anew: None,
             attachment: None,
             frontend: None,
+            link: None,
+            attempts: 0,
+            alone_since: None,
+            looked: false,
+            leaving: false,
             node: None,
             work: None,
             since: seconds_since_1970(),
@@ -131,10 +153,11 @@ impl Subscription {
 
     pub(in crate::engine) fn public_state(&self) -> SubscribedState {
         match &self.state {
-            State::Waiting { .. } if self.node.is_some() => SubscribedState::Waiting,
+            State::Waiting { .. } | State::Linking { .. } if self.node.is_some() => SubscribedState::Waiting,
             // Before its node is there, nobody can use it.
             State::Active { .. } if self.node.is_none() => SubscribedState::Connecting,
-            State::Waiting { .. } | State::Opening { .. } => SubscribedState::Connecting,
+            State::Waiting { .. } | State::Opening { .. } | State::Linking { .. } => SubscribedState::Connecting,
+            State::Linked => SubscribedState::Active,
             State::Active { .. } | State::Closing { .. } => match self.phase() {
                 Some(Phase::Faulted(_)) => SubscribedState::Faulted,
                 Some(Phase::Parked { .. } | Phase::Active(_) | Phase::Draining(_)) | None => SubscribedState::Active,
@@ -147,13 +170,25 @@ impl Subscription {
         match &self.state {
             State::Waiting { why, .. } => Some(why.clone()),
             State::Faulted { text, .. } => Some(text.clone()),
-            State::Opening { .. } | State::Active { .. } | State::Closing { .. } => None,
+            State::Linking { why } => why.clone(),
+            State::Opening { .. } | State::Active { .. } | State::Linked | State::Closing { .. } => None,
         }
+    }
+
+    /// Whether the kernel serves it by itself.
+    pub(super) fn is_of_kernel(&self) -> bool {
+        self.stored.kernel.is_some()
     }
 
     /// What its attachment is doing.
     pub(super) fn phase(&self) -> Option<Phase> {
         self.attachment.as_ref().map(|attachment| attachment.status().phase)
+    }
+}
+
+impl From<StoredNodeLease> for Lease {
+    fn from(stored: StoredNodeLease) -> Self {
+        Self { epoch: Epoch(stored.epoch), generation: Generation(stored.generation), granted: None }
     }
 }
 

@@ -25,6 +25,11 @@ fn what_fio_writes_over_the_kernels_nbd_client_verifies_though_the_cable_is_pull
     fio_verifies(Way::Nbd)
 }
 
+#[test]
+fn what_fio_writes_to_the_disk_of_the_kernel_verifies_though_the_cable_is_pulled() -> anyhow::Result<()> {
+    fio_verifies(Way::Disk)
+}
+
 fn fio_verifies(way: Way) -> anyhow::Result<()> {
     with_a_disk(32, |pair| {
         let desk = &pair.desk;

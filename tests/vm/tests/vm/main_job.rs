@@ -14,6 +14,11 @@ fn a_disk_is_used_by_the_kernels_nbd_client_and_keeps_every_byte() -> anyhow::Re
     a_disk_is_used(Way::Nbd)
 }
 
+#[test]
+fn a_disk_is_used_as_a_disk_of_the_kernel_and_keeps_every_byte() -> anyhow::Result<()> {
+    a_disk_is_used(Way::Disk)
+}
+
 fn a_disk_is_used(way: Way) -> anyhow::Result<()> {
     with_a_disk(64, |pair| {
         let desk = &pair.desk;

@@ -14,6 +14,8 @@ pub(super) enum Way {
     File,
     /// An NBD socket, which the kernel's own client is connected to.
     Nbd,
+    /// A disk that the kernel serves by itself.
+    Disk,
 }
 
 /// What desk uses.
@@ -49,6 +51,13 @@ impl Node {
                 desk.run(&format!("modprobe nbd && nbd-client -unix '{socket}' /dev/nbd0 && [ -b /dev/nbd0 ]"))?;
                 "/dev/nbd0".to_owned()
             }
+            Way::Disk => {
+                desk.start_helper()?;
+                let path = subscribe("disk")?;
+                ensure!(path == "/dev/netbus/attic/backup", "{path}");
+                desk.run(&format!("[ -b '{path}' ]"))?;
+                path
+            }
         };
         Ok(Self { path, way })
     }
@@ -62,7 +71,7 @@ impl Node {
     pub(super) fn mount(&self, desk: &Machine) -> anyhow::Result<()> {
         let options = match self.way {
             Way::File => "-o loop",
-            Way::Nbd => "",
+            Way::Nbd | Way::Disk => "",
         };
         desk.run(&format!("mkdir -p /mnt/disk && mount {options} '{}' /mnt/disk", self.path)).map(drop)
     }
@@ -70,7 +79,7 @@ impl Node {
     /// Hands the disk back and waits until attic knows.
     pub(super) fn unsubscribe(self, pair: &Pair) -> anyhow::Result<()> {
         match self.way {
-            Way::File => {}
+            Way::File | Way::Disk => {}
             Way::Nbd => pair.desk.run("nbd-client -d /dev/nbd0").map(drop)?,
         }
         pair.desk.netbus(&["unsubscribe", "attic/backup"])?;

@@ -4,11 +4,11 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::mountinfo::shows;
+use super::mountinfo::{self, shows};
 
 /// How long to look, at most: of a program that hangs in the kernel, `/proc` shows some files only when it hangs no more.
 const LOOK: Duration = Duration::from_secs(2);
@@ -20,6 +20,15 @@ pub(super) fn holders(path: &Path) -> Vec<String> {
         loop_devices(&path, found);
         processes(&path, found);
     })
+}
+
+/// Those who use a device of device-mapper: `mounted at /mnt`, `opened by mkfs (process 812)`.
+pub(in super::super) fn of_device(major: u32, minor: u32) -> Vec<String> {
+    let mounts = mountinfo::mounts_of(major, minor).unwrap_or_default();
+    let mounts = mounts.iter().map(|path| format!("mounted at {}", path.display()));
+    let node = PathBuf::from(format!("/dev/dm-{minor}"));
+    let programs = within(LOOK, move |found| processes(&node, found));
+    mounts.chain(programs.iter().map(|program| format!("opened by {program}"))).collect()
 }
 
 /// What `look` has found until it ends, or until it has taken too long. It may stay behind on its thread, which nothing

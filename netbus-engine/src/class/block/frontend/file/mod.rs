@@ -18,7 +18,7 @@
 //! aborted if the system lets us, and the mount is detached.
 
 mod disk;
-mod holders;
+pub(super) mod holders;
 mod mount;
 mod mountinfo;
 mod node;

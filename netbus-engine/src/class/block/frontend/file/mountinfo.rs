@@ -32,6 +32,17 @@ pub(super) fn mounted_at(path: &Path) -> io::Result<Option<MountedFile>> {
     Ok(mounted_files()?.into_iter().rfind(|mounted| mounted.path == path))
 }
 
+/// Where the block device with this number is mounted.
+pub(super) fn mounts_of(major: u32, minor: u32) -> io::Result<Vec<PathBuf>> {
+    let (table, number) = (std::fs::read("/proc/self/mountinfo")?, format!("{major}:{minor}"));
+    let lines = table.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b' '));
+    let of_device = lines.filter_map(|mut fields| {
+        let is_it = fields.nth(2)? == number.as_bytes();
+        Some(unescape(fields.nth(1)?).into()).filter(|_| is_it)
+    });
+    Ok(of_device.collect())
+}
+
 fn parse(table: &[u8]) -> Vec<MountedFile> {
     table.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }

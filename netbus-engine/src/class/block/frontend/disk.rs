@@ -1,0 +1,179 @@
+//! A disk of the kernel: `/dev/netbus/<host>/<channel>`, a block device like any other.
+//!
+//! It is an nbd device on the socket of a data link, below a device of device-mapper. The kernel serves it: this program
+//! makes it, gives it new links, and takes it away, all of it through the privileged helper. What happens to this
+//! program meanwhile is nothing to the disk.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use netbus_helper_interface::disk::{DiskRequest, Features, Identifier, Node};
+use netbus_proto::class::block::Geometry;
+
+use super::file::holders;
+use crate::class::PresentError;
+use crate::class::block::geometry;
+use crate::frontend::{Frontend, Presentation, RemoveError};
+use crate::kernel::KernelLink;
+use crate::kernel::helper::{Helper, HelperError};
+use crate::session::handed::HandedOver;
+
+/// How long after each other a link is offered to a disk. While the kernel has not noticed that the last one is over, it
+/// says that all is well and drops the new one. It notices within five seconds, when the other side has cut it.
+const OFFERS: [Duration; 10] = [
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+    Duration::from_millis(160),
+    Duration::from_millis(320),
+    Duration::from_millis(640),
+    Duration::from_millis(1280),
+    Duration::from_millis(2560),
+    Duration::from_millis(5120),
+];
+
+/// The node of a disk that the kernel has.
+pub struct KernelDisk {
+    helper: Helper,
+    node: Node,
+    identifier: Identifier,
+}
+
+impl KernelDisk {
+    /// Makes a disk of a link that was granted for the framing of NBD.
+    ///
+    /// # Errors
+    /// [`PresentError::Unavailable`] where helper or kernel lack what is needed; [`PresentError::System`] otherwise.
+    pub async fn make(
+        helper: Helper,
+        identifier: [u8; 16],
+        presentation: &Presentation,
+        link: HandedOver,
+    ) -> Result<(Self, KernelLink), PresentError> {
+        let identifier = Identifier::from(identifier);
+        let Geometry { size, block_size } =
+            geometry(&presentation.device).map_err(|error| refused(io::Error::other(error)))?;
+        let read_only = presentation.read_only;
+        let request = DiskRequest {
+            identifier: identifier.to_string(),
+            host: presentation.host.clone(),
+            channel: presentation.channel.clone(),
+            size,
+            block_size,
+            read_only,
+            features: Features { flush: true, fua: true, trim: !read_only, write_zeroes: !read_only }.bits(),
+        };
+        // What this one needs of the kernel is loaded when the helper starts, which it does when it is asked.
+        helper.disks().await.map_err(unmade)?;
+        let link = KernelLink::prepare(link).map_err(refused)?;
+        let node = helper.attach(link.socket(), &request).await.map_err(unmade)?;
+        Ok((Self { helper, node, identifier }, link))
+    }
+
+    /// The disk that an earlier daemon has made, if the kernel has it still and it is more than a rest that gives errors.
+    ///
+    /// # Errors
+    /// The helper cannot be asked.
+    pub async fn find(helper: Helper, identifier: [u8; 16]) -> Result<Option<Self>, PresentError> {
+        let identifier = Identifier::from(identifier);
+        let node = find(&helper, identifier).await.map_err(unmade)?;
+        Ok(node.filter(|node| node.nbd >= 0).map(|node| Self { helper, node, identifier }))
+    }
+}
+
+/// Gives a disk a new link, and the size that its device has now.
+///
+/// # Errors
+/// [`PresentError`]; the kernel has no such disk, among others.
+pub async fn renew(
+    helper: Helper,
+    identifier: [u8; 16],
+    device: &Bytes,
+    link: HandedOver,
+) -> Result<KernelLink, PresentError> {
+    let identifier = Identifier::from(identifier);
+    let size = geometry(device).map_err(|error| refused(io::Error::other(error)))?.size;
+    let link = KernelLink::prepare(link).map_err(refused)?;
+    helper.reconnect(link.socket(), identifier).await.map_err(unmade)?;
+    let offered = link.try_clone().map_err(refused)?;
+    tokio::spawn(async move {
+        for pause in OFFERS {
+            tokio::time::sleep(pause).await;
+            if offered.is_over() {
+                return;
+            }
+            if let Err(error) = helper.reconnect(offered.socket(), identifier).await {
+                tracing::warn!(%error, "A disk did not take its new link");
+                return;
+            }
+        }
+        if let Err(error) = resize(&helper, identifier, size).await {
+            tracing::warn!(%error, "A disk did not take its new size");
+        }
+    });
+    Ok(link)
+}
+
+async fn resize(helper: &Helper, identifier: Identifier, size: u64) -> Result<(), HelperError> {
+    match find(helper, identifier).await? {
+        Some(node) if node.size != size => helper.resize(identifier, size).await.map(drop),
+        Some(_) | None => Ok(()),
+    }
+}
+
+async fn find(helper: &Helper, identifier: Identifier) -> Result<Option<Node>, HelperError> {
+    let identifier = identifier.to_string();
+    Ok(helper.disks().await?.into_iter().find(|node| node.identifier == identifier))
+}
+
+impl Frontend for KernelDisk {
+    fn node(&self) -> String {
+        self.node.path.clone()
+    }
+
+    fn remove(&mut self, force: bool) -> BoxFuture<'_, Result<(), RemoveError>> {
+        async move {
+            match self.helper.detach(self.identifier, force).await {
+                Ok(()) | Err(HelperError::Absent(_)) => Ok(()),
+                Err(HelperError::InUse(_)) => {
+                    let Node { path, major, minor, .. } = &self.node;
+                    let (path, number) = (path.clone(), (*major, *minor));
+                    let text = tokio::task::spawn_blocking(move || busy_text(&path, number)).await;
+                    Err(text.map_or_else(|error| RemoveError::System(io::Error::other(error)), RemoveError::Busy))
+                }
+                Err(error) => Err(RemoveError::System(error.into())),
+            }
+        }
+        .boxed()
+    }
+}
+
+fn busy_text(path: &str, (major, minor): (u32, u32)) -> String {
+    let holders = holders::of_device(major, minor);
+    let holders = if holders.is_empty() {
+        "used by a program that cannot be seen from here".to_owned()
+    } else {
+        holders.join(", ")
+    };
+    format!("{path} is {holders}: unmount or close it and try again, or remove it by force, which gives errors to them")
+}
+
+fn unmade(error: HelperError) -> PresentError {
+    match error {
+        HelperError::Missing(text) => {
+            PresentError::Unavailable(format!("{text}. Without it, `--as file` and `--as nbd` work"))
+        }
+        error @ (HelperError::InUse(_) | HelperError::Absent(_) | HelperError::Refused(_)) => refused(error.into()),
+    }
+}
+
+fn refused(error: io::Error) -> PresentError {
+    if error.kind() == io::ErrorKind::Unsupported {
+        return PresentError::Unavailable(format!("{error}. Without it, `--as file` and `--as nbd` work"));
+    }
+    PresentError::System { context: "The kernel cannot serve the disk".to_owned(), source: error }
+}
