@@ -11,8 +11,20 @@ use crate::wait_for;
 const ENVIRONMENT: &str = "NETBUS_STATE_DIR=/state/netbus NETBUS_KEYRING=off NO_COLOR=1 \
                            NETBUS_LOG=debug,zbus=warn,mdns_sd=warn";
 
+/// Who has the daemon unless a test says otherwise.
+pub(crate) const ROOT: &str = "root";
+
 impl Machine {
-    /// Starts the daemon as root and waits until it answers.
+    /// From now on the daemon and all commands to it run as this user.
+    ///
+    /// # Errors
+    /// When the machine does not answer.
+    pub fn use_as(&mut self, user: &'static str) -> anyhow::Result<()> {
+        self.user = user;
+        self.run(&format!("install -d -m 700 -o {user} -g nogroup /state/netbus")).map(drop)
+    }
+
+    /// Starts the daemon and waits until it answers.
     ///
     /// # Errors
     /// When it does not, with its log.
@@ -107,7 +119,12 @@ impl Machine {
 
     /// How bash calls `netbus` in the guest.
     fn netbus_call(&self) -> String {
-        format!("env {ENVIRONMENT} NETBUS_NAME='{}' '{}'", self.name, self.program("netbus"))
+        let (user, program) = (self.user, self.program("netbus"));
+        let user = match user {
+            ROOT => String::new(),
+            user => format!("setpriv --reuid={user} --regid=nogroup --clear-groups "),
+        };
+        format!("{user}env {ENVIRONMENT} NETBUS_NAME='{}' '{program}'", self.name)
     }
 
     fn try_netbus(&self, args: &[&str]) -> anyhow::Result<Reply> {

@@ -33,7 +33,7 @@ impl Machine {
             install -D -m 644 org.netbus.helper.policy -t /usr/share/polkit-1/actions &&
             install -D -m 644 59-netbus.rules -t /usr/lib/udev/rules.d &&
             install -D -m 644 netbus-modprobe.conf /usr/lib/modprobe.d/netbus.conf &&
-            modprobe -a nbd dm_mod &&
+            modprobe -a nbd dm_mod tls &&
             mkdir -p {{/etc,/usr/share}}/polkit-1/rules.d && chmod 755 {{/etc,/usr/share}}/polkit-1/rules.d &&
             cat >{rules} <<'END'
 polkit.addRule(function(action, subject) {{

@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
 
+use crate::daemon::ROOT;
 use crate::kernel::Kernel;
 use crate::machine::{Machine, Parts, make_image};
 use crate::{initramfs, switch};
@@ -107,6 +108,7 @@ impl Pair {
             machine.cable(true)?;
             machine.freeze(false)?;
             machine.stop_daemon()?;
+            machine.user = ROOT;
             machine.run(RESET)?;
             machine.remove_disks()?;
         }

@@ -13,6 +13,7 @@ use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::agent::{self, Agent, Background, Reply};
+use crate::daemon::ROOT;
 use crate::kernel::Kernel;
 use crate::qmp::Qmp;
 use crate::{PATIENCE, wait_for};
@@ -57,6 +58,8 @@ pub struct Machine {
     pub folder: PathBuf,
     /// The id of the daemon's process in the guest.
     pub(crate) daemon: Option<u32>,
+    /// Whose the daemon is.
+    pub(crate) user: &'static str,
     number: u8,
     parts: Arc<Parts>,
     disks: Vec<Disk>,
@@ -100,7 +103,7 @@ impl Machine {
         netbus_lan_tests::run("mke2fs", &["-q", "-t", "ext4", &state.to_string_lossy()])?;
         let disks = vec![Disk { name: "state".to_owned(), image: state, bus: Bus::Virtio }];
         let (name, parts) = (name.to_owned(), Arc::clone(parts));
-        Ok(Self { name, address, folder, daemon: None, number, parts, disks, boot: None })
+        Ok(Self { name, address, folder, daemon: None, user: ROOT, number, parts, disks, boot: None })
     }
 
     /// Presses the power switch of a machine that is off. [`Self::wait_for_boot`] must follow.

@@ -83,13 +83,16 @@ impl Node {
             Way::Nbd => pair.desk.run("nbd-client -d /dev/nbd0").map(drop)?,
         }
         pair.desk.netbus(&["unsubscribe", "attic/backup"])?;
-        let nobody = |status: &Value| status["published"][0]["holders"].as_array().is_some_and(Vec::is_empty);
-        pair.attic.wait_until("status", "nobody uses the disk", nobody)?;
-        // The disk is let go a moment after its lease.
-        let disk = pair.attic.node_of(DISK)?;
-        wait_for("the disk is free", || {
-            pair.attic.run(&format!("mount -o ro {disk} /mnt; umount /mnt; true")).map(Some)
-        })
-        .map(drop)
+        wait_until_free(pair)
     }
+}
+
+/// Waits until nobody has attic's disk, and attic can use it itself.
+pub(super) fn wait_until_free(pair: &Pair) -> anyhow::Result<()> {
+    let nobody = |status: &Value| status["published"][0]["holders"].as_array().is_some_and(Vec::is_empty);
+    pair.attic.wait_until("status", "nobody uses the disk", nobody)?;
+    // The disk is let go a moment after its lease.
+    let disk = pair.attic.node_of(DISK)?;
+    wait_for("the disk is free", || pair.attic.run(&format!("mount -o ro {disk} /mnt; umount /mnt; true")).map(Some))
+        .map(drop)
 }

@@ -154,12 +154,14 @@ impl Frontend for KernelDisk {
 
 fn busy_text(path: &str, (major, minor): (u32, u32)) -> String {
     let holders = holders::of_device(major, minor);
-    let holders = if holders.is_empty() {
-        "used by a program that cannot be seen from here".to_owned()
-    } else {
-        holders.join(", ")
+    let holders = match &holders[..] {
+        [] => "in use by a program that cannot be seen from here".to_owned(),
+        holders => holders.join(", "),
     };
-    format!("{path} is {holders}: unmount or close it and try again, or remove it by force, which gives errors to them")
+    format!(
+        "{path} is {holders}: unmount it and close what uses it, then try again; or give it up with --force, after which \
+         programs get errors"
+    )
 }
 
 fn unmade(error: HelperError) -> PresentError {

@@ -18,17 +18,21 @@ pub(super) fn holders(path: &Path) -> Vec<String> {
     let path = path.to_owned();
     within(LOOK, move |found| {
         loop_devices(&path, found);
-        processes(&path, found);
+        processes(found, |process| opens(process, &path) || maps(process, &path));
     })
 }
 
-/// Those who use a device of device-mapper: `mounted at /mnt`, `opened by mkfs (process 812)`.
+/// Where a device of device-mapper is mounted, and those who have it or a file on it open: `mounted at /mnt`,
+/// `in use by mkfs (process 812)`.
 pub(in super::super) fn of_device(major: u32, minor: u32) -> Vec<String> {
     let mounts = mountinfo::mounts_of(major, minor).unwrap_or_default();
+    let (node, below) = (PathBuf::from(format!("/dev/dm-{minor}")), mounts.clone());
+    let programs = within(LOOK, move |found| {
+        let is_on_it = |path: &Path| path == node || below.iter().any(|mount| path.starts_with(mount));
+        processes(found, |process| links(process).any(|path| is_on_it(&path)));
+    });
     let mounts = mounts.iter().map(|path| format!("mounted at {}", path.display()));
-    let node = PathBuf::from(format!("/dev/dm-{minor}"));
-    let programs = within(LOOK, move |found| processes(&node, found));
-    mounts.chain(programs.iter().map(|program| format!("opened by {program}"))).collect()
+    mounts.chain(programs.iter().map(|program| format!("in use by {program}"))).collect()
 }
 
 /// What `look` has found until it ends, or until it has taken too long. It may stay behind on its thread, which nothing
@@ -67,12 +71,12 @@ fn loop_devices(path: &Path, found: &Sender<String>) {
     }
 }
 
-fn processes(path: &Path, found: &Sender<String>) {
+fn processes(found: &Sender<String>, holds: impl Fn(&Path) -> bool) {
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(id) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        if opens(&process.path(), path) || maps(&process.path(), path) {
+        if holds(&process.path()) {
             let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             // As above.
             let _ = found.send(format!("{} (process {id})", name.trim_end()));
@@ -81,14 +85,14 @@ fn processes(path: &Path, found: &Sender<String>) {
 }
 
 fn opens(process: &Path, path: &Path) -> bool {
-    let Ok(descriptors) = fs::read_dir(process.join("fd")) else {
-        return false;
-    };
+    links(process).any(|target| shows(target.as_os_str().as_bytes(), path))
+}
+
+/// What a process has open, and where it is.
+fn links(process: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let descriptors = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
     // Reading the link asks nobody; following it would ask the file's server.
-    descriptors
-        .flatten()
-        .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
-        .any(|target| shows(target.as_os_str().as_bytes(), path))
+    descriptors.chain([process.join("cwd"), process.join("exe")]).filter_map(|link| fs::read_link(link).ok())
 }
 
 fn maps(process: &Path, path: &Path) -> bool {
