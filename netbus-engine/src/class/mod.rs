@@ -293,6 +293,9 @@ pub enum PresentError {
     /// This machine cannot present it so; the text says what to install or use instead.
     #[error("{0}")]
     Unavailable(String),
+    /// The link was lost before the kernel had it; the next one may do.
+    #[error("The link was lost before the kernel had it")]
+    LinkLost,
     /// The system refused.
     #[error("{context}")]
     System {

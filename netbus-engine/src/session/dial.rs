@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -47,13 +48,44 @@ pub enum DialError {
     },
 }
 
+/// How long an address has to answer a [`dial_restlessly`] before it is asked anew: less than the second that a kernel
+/// waits before it repeats itself.
+const HASTE: Duration = Duration::from_millis(400);
+
+/// Dials all addresses at once, and asks again and again while they do not answer. A network that comes back so is
+/// noticed at once, and not when the kernel repeats its first question, for which it waits longer each time. A slow
+/// network still has its time.
+///
+/// # Errors
+/// As [`dial`].
+pub async fn dial_restlessly(addresses: Vec<SocketAddr>, config: Arc<ClientConfig>) -> Result<Dialed, DialError> {
+    let hasty = async {
+        loop {
+            let begun = Instant::now();
+            if let Ok(dialed) = dial_for(HASTE, addresses.clone(), Arc::clone(&config)).await {
+                return dialed;
+            }
+            tokio::time::sleep(HASTE.saturating_sub(begun.elapsed())).await;
+        }
+    };
+    tokio::select! {
+        result = dial(addresses.clone(), Arc::clone(&config)) => result,
+        dialed = hasty => Ok(dialed),
+    }
+}
+
 /// Dials all addresses at once.
 ///
 /// # Errors
 /// The most telling error: one of a handshake before one of a connection.
 pub async fn dial(addresses: Vec<SocketAddr>, config: Arc<ClientConfig>) -> Result<Dialed, DialError> {
+    dial_for(link::DIAL_TIME, addresses, config).await
+}
+
+/// The same where each address has so much time to answer; the handshake has its own.
+async fn dial_for(time: Duration, addresses: Vec<SocketAddr>, config: Arc<ClientConfig>) -> Result<Dialed, DialError> {
     let mut attempts: FuturesUnordered<_> =
-        addresses.into_iter().map(|address| dial_one(address, Arc::clone(&config))).collect();
+        addresses.into_iter().map(|address| dial_one(time, address, Arc::clone(&config))).collect();
     let mut told = DialError::NoAddress;
     while let Some(result) = attempts.next().await {
         match result {
@@ -65,9 +97,9 @@ pub async fn dial(addresses: Vec<SocketAddr>, config: Arc<ClientConfig>) -> Resu
     Err(told)
 }
 
-async fn dial_one(address: SocketAddr, config: Arc<ClientConfig>) -> Result<Dialed, DialError> {
+async fn dial_one(time: Duration, address: SocketAddr, config: Arc<ClientConfig>) -> Result<Dialed, DialError> {
     let unreachable = |source| DialError::Unreachable { address, source };
-    let stream = link::dial(address).await.map_err(unreachable)?;
+    let stream = link::dial(address, time).await.map_err(unreachable)?;
     let link = tokio::time::timeout(HANDSHAKE_TIME, secure::connect(stream, config))
         .await
         .map_err(|_| unreachable(std::io::Error::new(std::io::ErrorKind::TimedOut, "The handshake took too long")))?

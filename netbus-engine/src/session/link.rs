@@ -7,19 +7,19 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-/// How long one address has to answer.
+/// How long one address usually has to answer.
 pub const DIAL_TIME: Duration = Duration::from_secs(4);
 
 /// How long the other side's kernel may leave bytes or probes unacknowledged. A killed machine and a pulled cable are
 /// noticed within it; a slow link is not dead, since its kernel acknowledges.
 const ACKNOWLEDGE_TIME: Duration = Duration::from_secs(4);
 
-/// Connects to one address.
+/// Connects to one address, which has so much time to answer.
 ///
 /// # Errors
 /// The system's, or [`io::ErrorKind::TimedOut`].
-pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = tokio::time::timeout(DIAL_TIME, TcpStream::connect(address))
+pub async fn dial(address: SocketAddr, time: Duration) -> io::Result<TcpStream> {
+    let stream = tokio::time::timeout(time, TcpStream::connect(address))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")))??;
     prepare(&stream)?;
@@ -87,7 +87,7 @@ mod tests {
         let listener = listen(0)?;
         let port = listener.local_addr()?.port();
         for address in [SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))] {
-            let dialed = dial(address).await?;
+            let dialed = dial(address, DIAL_TIME).await?;
             let (accepted, _) = listener.accept().await?;
             assert_eq!(accepted.local_addr()?.port(), dialed.peer_addr()?.port());
         }

@@ -137,6 +137,11 @@ impl Subscriber {
         if !subscription.looked {
             return self.look_for_node(core, key);
         }
+        if subscription.work.is_some() {
+            // Its node may be gone in a moment.
+            subscription.state = State::Waiting { why: why.clone(), retry: Some(Instant::now() + REDIAL_AFTER) };
+            return;
+        }
         let framing = core.registry.by_name(&subscription.stored.class).map(|class| {
             // The way was checked when the channel was subscribed to.
             class.kernel_framing(&subscription.stored.way)
@@ -153,7 +158,7 @@ impl Subscriber {
         let (inputs, attempt) = (core.inputs.clone(), subscription.attempts);
         tokio::spawn(async move {
             let link = async {
-                let dialed = dial::dial(addresses, config).await?;
+                let dialed = dial::dial_restlessly(addresses, config).await?;
                 Ok(Box::new(handed::open(dialed.link, name, open).await?))
             };
             let result = link.await;
@@ -248,11 +253,12 @@ impl Subscriber {
         result: Result<Installed, InstallError>,
         sessions: &BTreeMap<Fingerprint, SessionHandle>,
     ) {
-        let subscription = self.subscriptions.get_mut(&key);
-        let awaited = subscription.filter(|subscription| {
-            let is_linking = matches!(subscription.state, State::Linking { .. }) && subscription.attempts == attempt;
-            is_linking && !subscription.stored.ended
-        });
+        let mut subscription = self.subscriptions.get_mut(&key).filter(|subscription| subscription.attempts == attempt);
+        if let Some(subscription) = &mut subscription {
+            subscription.work = subscription.work.filter(|work| *work != Work::Presenting);
+        }
+        let awaited = subscription
+            .filter(|subscription| matches!(subscription.state, State::Linking { .. }) && !subscription.stored.ended);
         let Some(subscription) = awaited else {
             if let Ok(Installed { frontend: Some(frontend), .. }) = result {
                 discard(frontend);
@@ -278,6 +284,10 @@ impl Subscriber {
                     Some(frontend) => self.presented(core, key, Ok(frontend), sessions),
                     None => self.tell_state(core, key),
                 }
+            }
+            Err(InstallError::Present(error @ PresentError::LinkLost)) => {
+                let retry = Some(Instant::now() + REDIAL_AFTER);
+                subscription.state = State::Waiting { why: error_chain(&error), retry };
             }
             Err(InstallError::Present(error)) if subscription.frontend.is_none() => {
                 subscription.state = waiting(error_chain(&error));

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use netbus_vm_tests::{Machine, wait_for, writer};
@@ -55,6 +55,7 @@ fn fio_verifies(way: Way) -> anyhow::Result<()> {
         };
         goes_on(0)?;
         pair.attic.cable(false)?;
+        let pulled = Instant::now();
         // What was under way may still end.
         std::thread::sleep(OUTAGE / 2);
         let waiting = written()?;
@@ -62,9 +63,12 @@ fn fio_verifies(way: Way) -> anyhow::Result<()> {
         ensure!(written()? == waiting, "fio goes on without a cable");
         ensure!(fio.ended()?.is_none(), "fio has ended instead of waiting");
         pair.attic.cable(true)?;
+        let outage = pulled.elapsed();
         goes_on(waiting)?;
         let report = fio.succeeds()?;
         ensure!(report.contains("err= 0"), "{report}");
+        println!("The longest waits of fio, of an outage of {outage:?}:");
+        report.lines().filter(|line| line.trim_start().starts_with("lat (")).for_each(|line| println!("{line}"));
         node.unsubscribe(pair)
     })
 }

@@ -69,8 +69,8 @@ impl KernelDisk {
         };
         // What this one needs of the kernel is loaded when the helper starts, which it does when it is asked.
         helper.disks().await.map_err(unmade)?;
-        let link = KernelLink::prepare(link).map_err(refused)?;
-        let node = helper.attach(link.socket(), &request).await.map_err(unmade)?;
+        let link = prepare(link)?;
+        let node = helper.attach(link.socket(), &request).await.map_err(|error| lost_or(&link, error))?;
         Ok((Self { helper, node, identifier }, link))
     }
 
@@ -97,8 +97,8 @@ pub async fn renew(
 ) -> Result<KernelLink, PresentError> {
     let identifier = Identifier::from(identifier);
     let size = geometry(device).map_err(|error| refused(io::Error::other(error)))?.size;
-    let link = KernelLink::prepare(link).map_err(refused)?;
-    helper.reconnect(link.socket(), identifier).await.map_err(unmade)?;
+    let link = prepare(link)?;
+    helper.reconnect(link.socket(), identifier).await.map_err(|error| lost_or(&link, error))?;
     let offered = link.try_clone().map_err(refused)?;
     tokio::spawn(async move {
         for pause in OFFERS {
@@ -116,6 +116,17 @@ pub async fn renew(
         }
     });
     Ok(link)
+}
+
+fn prepare(link: HandedOver) -> Result<KernelLink, PresentError> {
+    KernelLink::prepare(link).map_err(|error| {
+        // The kernel takes keys for connections only.
+        if error.kind() == io::ErrorKind::NotConnected { PresentError::LinkLost } else { refused(error) }
+    })
+}
+
+fn lost_or(link: &KernelLink, error: HelperError) -> PresentError {
+    if link.is_over() { PresentError::LinkLost } else { unmade(error) }
 }
 
 async fn resize(helper: &Helper, identifier: Identifier, size: u64) -> Result<(), HelperError> {
