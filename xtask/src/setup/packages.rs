@@ -34,7 +34,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 35] = [
+pub(crate) const PACKAGES: [Package; 37] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -45,6 +45,7 @@ pub(crate) const PACKAGES: [Package; 35] = [
     package("mount", Group::Test, "mounting what a subscriber sees"),
     package("passwd", Group::Test, "the ordinary user that the tests create (useradd)"),
     package("iproute2", Group::Test, "the machines of the LAN tests: namespaces and a bridge"),
+    package("fdisk", Group::Test, "partition tables as everybody has them (sfdisk, fdisk)"),
     package("qemu-utils", Group::Test, "comparing images over NBD (qemu-img)"),
     package("fio", Group::Test, "verified load over NBD"),
     package("gnome-keyring", Group::Test, "a real keyring, open and locked"),
@@ -59,6 +60,7 @@ pub(crate) const PACKAGES: [Package; 35] = [
     package("dmsetup", Group::Vm, "another hand at their mapped devices"),
     package("dbus", Group::Vm, "their system bus, for the privileged helper"),
     package("polkitd", Group::Vm, "who may ask that helper for what"),
+    package("udisks2", Group::Vm, "what desktops make of their disks"),
     package("nbd-client", Group::Vm, "their kernel's own NBD client"),
     package("rustc-web", Group::Cross, "a compiler whose standard library can be built for other systems"),
     package("cargo-web", Group::Cross, "the cargo that belongs to it"),

@@ -3,11 +3,13 @@
 //! - `scan` (per system): what is here, and what uses it.
 //! - `identity`: what a published device is known by, and its claim.
 //! - `local`: the host's backend on a file or a block device.
+//! - `partitions`: the partition table of a disk.
 //! - `frontend`: what the subscriber's applications see: a disk of the kernel, a FUSE file, or an NBD socket.
 
 pub mod frontend;
 mod identity;
 mod local;
+pub mod partitions;
 mod scan;
 
 use std::io;
