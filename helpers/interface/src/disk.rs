@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 use zbus::zvariant::Type;
 
 use crate::error::Error;
+use crate::partition::PartitionNode;
 
 /// How long a slug may be, in bytes.
 const SLUG_LENGTH: usize = 64;
 
-/// How long a device-mapper name may be, in bytes.
-const MAPPED_NAME_LENGTH: usize = 127;
+/// How long the device-mapper name of a disk may be, in bytes: the kernel takes 127, of which a dot and a number tell a
+/// partition.
+const MAPPED_NAME_LENGTH: usize = 127 - ".128".len();
 
 /// The block sizes that every kernel takes, in bytes.
 const BLOCK_SIZES: [u32; 4] = [512, 1024, 2048, 4096];
@@ -160,7 +162,7 @@ impl Slug {
     }
 }
 
-/// The name of a disk: its host and its channel, which together have up to 119 letters.
+/// The name of a disk: its host and its channel, which together have up to 115 letters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name {
     host: Slug,
@@ -302,8 +304,10 @@ pub struct Node {
     pub size: u64,
     /// Whether writing is refused.
     pub read_only: bool,
-    /// How many have it open; a mount is one.
+    /// How many have it or a partition of it open; a mount is one. What the helper itself has laid upon it is not counted.
     pub open_count: u32,
+    /// What [`crate::Helper1::partition`] has made, sorted by number.
+    pub partitions: Vec<PartitionNode>,
 }
 
 #[cfg(test)]
@@ -336,8 +340,8 @@ mod tests {
     #[test]
     fn a_name_that_the_kernel_would_cut_off_is_refused() {
         let slug = |length: usize| Slug::parse(&"a".repeat(length)).unwrap();
-        assert_eq!(Name::new(slug(64), slug(55)).unwrap().mapped().len(), 127);
-        assert!(matches!(Name::new(slug(64), slug(56)), Err(Error::Invalid(_))));
+        assert_eq!(Name::new(slug(64), slug(51)).unwrap().mapped().len(), 123);
+        assert!(matches!(Name::new(slug(64), slug(52)), Err(Error::Invalid(_))));
     }
 
     #[test]

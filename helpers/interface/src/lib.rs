@@ -1,6 +1,7 @@
 //! The words that the netbus daemon and its privileged helper share, over the system's message bus. Linux only.
 //!
 //! - [`disk`]: what a disk of the kernel is made of, checked; and the nodes that there are.
+//! - [`partition`]: the same for parts of such a disk.
 //! - [`error`]: what the helper refuses, and why.
 //! - [`names`]: of the service, and of what polkit judges.
 //! - [`Helper1`]: the calls.
@@ -12,11 +13,13 @@
 pub mod disk;
 pub mod error;
 pub mod names;
+pub mod partition;
 
 use zbus::zvariant::{Fd, OwnedFd};
 
 use crate::disk::{DiskRequest, Node};
 use crate::error::Error;
+use crate::partition::PartitionRequest;
 
 /// The calls of the helper, which is started when it is needed.
 #[zbus::proxy(
@@ -35,11 +38,18 @@ pub trait Helper1 {
     /// kernel drops the new one and nothing changes: shut it down first.
     fn reconnect(&self, socket: Fd<'_>, identifier: &str) -> Result<(), Error>;
 
+    /// Gives a disk of the caller's these partitions and no others: those that are there already stay as they are, the
+    /// rest is removed and made. One that would have to go and is open refuses the call, and nothing has changed then.
+    /// They must be sorted by their start and within the disk, and must not overlap. While there are any, nobody can
+    /// mount or claim the disk as a whole.
+    fn partition(&self, identifier: &str, partitions: &[PartitionRequest]) -> Result<Node, Error>;
+
     /// Changes the size, in bytes, of a disk of the caller's. Waits for the requests under way, so the link must live.
+    /// A size that would cut a partition off is refused.
     fn resize(&self, identifier: &str, size: u64) -> Result<Node, Error>;
 
-    /// Removes a disk of the caller's. One that is open is refused, unless by force: then what waits gets errors, and
-    /// the node goes when the last program has closed it.
+    /// Removes a disk of the caller's, and its partitions before. If one of them is open the call is refused and changes
+    /// nothing, unless by force: then what waits gets errors, and each node goes when the last program has closed it.
     fn detach(&self, identifier: &str, force: bool) -> Result<(), Error>;
 
     /// The disks of the caller's, as the kernel has them.

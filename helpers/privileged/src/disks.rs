@@ -1,4 +1,5 @@
-//! Disks for subscribers: an nbd device for the socket, and above it the mapped device that programs use.
+//! Disks for subscribers: an nbd device for the socket, above it the mapped device that programs use, and above that one
+//! for each partition.
 //!
 //! Nothing is kept here. Whose a disk is, and what it is made of, is read from the kernel for each call, so that this
 //! program may be killed at any moment: what was half made then is removed by the next try.
@@ -10,16 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netbus_helper_interface::disk::{self, Disk, Identifier, Mark, Name, Node};
+use netbus_helper_interface::disk::{self, Disk, Identifier, Mark, Node};
 use netbus_helper_interface::error::Error;
+use netbus_helper_interface::partition::{self, PartitionRequest};
 use rustix::io::Errno;
 
-use crate::mapper::{self, Device, Mapper, SECTOR, Table};
+use crate::devices::{Devices, described, index_of, is_given_up, size_of};
+use crate::mapper::{self, Device, Mapper, Marked, SECTOR, Table};
 use crate::nbd::{self, Index};
-use crate::{links, memory, socket};
+use crate::{links, memory, partitions, socket};
 
 /// How long a device may be open by those who only look what it is, as udev does with new ones.
-const GLANCE: Duration = Duration::from_secs(3);
+pub(crate) const GLANCE: Duration = Duration::from_secs(3);
 
 /// The disks of all users. Calls of one user wait for each other, but never for those of another.
 #[derive(Default)]
@@ -61,10 +64,34 @@ impl Disks {
         nbd::reconnect(socket, index, &mark).map_err(failed("The disk cannot be reconnected"))
     }
 
+    /// Gives a disk these partitions and no others.
+    ///
+    /// # Errors
+    /// [`Error::Absent`] if the owner has no such disk; [`Error::Invalid`] for partitions that it cannot have; those of
+    /// [`partitions::replace`].
+    pub(crate) fn partition(
+        &self,
+        owner: u32,
+        identifier: Identifier,
+        requests: &[PartitionRequest],
+    ) -> Result<Node, Error> {
+        let mark = Mark { owner, identifier };
+        let changing = self.of(owner);
+        let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mapper = mapper()?;
+        let (device, index) = find_alive(&mapper, &mark)?;
+        let block_size = index.block_size().map_err(failed("The disk cannot be read"))?;
+        let wanted = partition::check(requests, size_of(&device), block_size)?;
+        let replaced = partitions::replace(&mapper, &mark, &device, &wanted);
+        sweep().map_err(failed("A link cannot be removed"))?;
+        replaced.and_then(|()| node(&mark))
+    }
+
     /// Changes a disk's size, in bytes.
     ///
     /// # Errors
-    /// [`Error::Absent`] if the owner has no such disk; [`Error::Invalid`] for a size that no disk has.
+    /// [`Error::Absent`] if the owner has no such disk; [`Error::Invalid`] for a size that no disk has;
+    /// [`Error::InUse`] if a partition would be cut off.
     pub(crate) fn resize(&self, owner: u32, identifier: Identifier, size: u64) -> Result<Node, Error> {
         let sector = u32::try_from(SECTOR).unwrap_or(u32::MAX);
         disk::check_size(size, sector)?;
@@ -73,24 +100,28 @@ impl Disks {
         let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mapper = mapper()?;
         let (device, index) = find_alive(&mapper, &mark)?;
+        let partitions = node(&mark)?.partitions;
+        if let Some(partition) = partitions.iter().find(|partition| partition.start + partition.length > size) {
+            return Err(Error::InUse(format!("{} lies beyond {size} bytes", partition.path)));
+        }
         let below = || nbd::resize(index, &mark, size);
         let above = || reload(&mapper, &mark, linear(index, size)?, device.read_only);
         // The upper one is never the larger.
         let result =
             if size >= size_of(&device) { below().and_then(|()| above()) } else { above().and_then(|()| below()) };
         result.map_err(failed("The disk cannot be resized"))?;
-        let device = mapper.find(&mark).map_err(failed("The disk cannot be read"))?;
-        device.as_ref().and_then(node_of).ok_or_else(absent)
+        node(&mark)
     }
 
-    /// Removes a disk.
+    /// Removes a disk and its partitions.
     ///
     /// # Errors
-    /// [`Error::InUse`] if it is open and shall not go by force; [`Error::Absent`] if the owner has no such disk.
+    /// [`Error::InUse`] if one of them is open and shall not go by force; [`Error::Absent`] if the owner has no such disk.
     pub(crate) fn detach(&self, owner: u32, identifier: Identifier, force: bool) -> Result<(), Error> {
         let mark = Mark { owner, identifier };
         let mapper = mapper()?;
         let find = || mapper.find(&mark).map_err(failed("The disk cannot be read"));
+        let read = || Devices::read().map_err(failed("The disk cannot be read"));
         if find()?.is_none() && nbd::with_mark(&mark).map_err(failed("The disk cannot be read"))?.is_empty() {
             return Err(absent());
         }
@@ -100,6 +131,13 @@ impl Disks {
         }
         let changing = self.of(owner);
         let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !force {
+            // Before anything is removed.
+            until_unused(GLANCE, || Ok(read()?.used(&mark).map(described)))?;
+        }
+        for (mark, device) in read()?.partitions_of(&mark).filter(|(_, device)| !is_given_up(device)) {
+            remove(&mapper, mark, device, force)?;
+        }
         if let Some(device) = find()? {
             remove(&mapper, &mark, &device, force)?;
         }
@@ -112,9 +150,9 @@ impl Disks {
     /// # Errors
     /// Those of the system.
     pub(crate) fn list(&self, owner: u32) -> Result<Vec<Node>, Error> {
-        let devices = devices().map_err(failed("The disks cannot be read"))?;
-        let of_owner = devices.iter().filter(|(mark, _)| mark.owner == owner);
-        Ok(of_owner.filter_map(|(_, device)| node_of(device)).collect())
+        let devices = Devices::read().map_err(failed("The disks cannot be read"))?;
+        let of_owner = devices.disks.iter().filter(|(mark, _)| mark.owner == owner);
+        Ok(of_owner.filter_map(|(mark, _)| devices.node(mark)).collect())
     }
 
     fn of(&self, owner: u32) -> Arc<Mutex<()>> {
@@ -128,46 +166,35 @@ impl Disks {
 /// # Errors
 /// Those of the system.
 pub(crate) fn are_there() -> io::Result<bool> {
-    Ok(!devices()?.is_empty() || !nbd::marks()?.is_empty())
+    Ok(!Devices::read()?.are_none() || !nbd::marks()?.is_empty())
 }
 
-/// Lets disks go on that hold requests back because this program was killed while it changed them.
+/// Lets devices go on that hold requests back because this program was killed while it changed them, and removes what
+/// was left of partitions.
 ///
 /// # Errors
 /// Those of the system.
 pub(crate) fn recover() -> io::Result<()> {
-    for (mark, device) in devices()? {
+    let devices = Devices::read()?;
+    if devices.are_none() {
+        return Ok(());
+    }
+    let mapper = Mapper::open()?;
+    for (mark, device) in &devices.disks {
         if device.is_suspended && device.table.is_some() {
-            Mapper::open()?.resume(&mark)?;
+            mapper.resume(mark)?;
         }
     }
-    Ok(())
+    partitions::recover(&mapper, &devices)?;
+    sweep()
 }
 
-/// Removes the links of disks that are gone.
+/// Removes the links of disks and partitions that are gone.
 ///
 /// # Errors
 /// Those of the system.
 pub(crate) fn sweep() -> io::Result<()> {
-    let devices = devices()?;
-    links::sweep(|name| Ok(devices.iter().any(|(_, device)| device.name == name.mapped())))
-}
-
-/// All mapped devices of ours.
-fn devices() -> io::Result<Vec<(Mark, Device)>> {
-    let mapper = match Mapper::open() {
-        Err(error) if mapper::is_absent(&error) => return Ok(Vec::new()),
-        mapper => mapper?,
-    };
-    let mut devices = Vec::new();
-    for name in mapper.names()?.iter().filter(|name| Name::parse_mapped(name).is_some()) {
-        // One may go while they are listed.
-        let Some(device) = mapper.find_name(name)? else { continue };
-        if let Some(mark) = Mark::parse(&device.uuid) {
-            devices.push((mark, device));
-        }
-    }
-    Ok(devices)
+    links::sweep(|| Ok(Devices::read()?.paths()))
 }
 
 /// Removes what was left half made.
@@ -178,6 +205,7 @@ fn clear(mapper: &Mapper, mark: &Mark) -> Result<(), Error> {
         }
         mapper.remove(mark, false).map_err(failed("What was left of the disk cannot be removed"))?;
     }
+    partitions::clear(mapper, mark).map_err(failed("The disks cannot be read"))?;
     disconnect(mark)
 }
 
@@ -192,18 +220,36 @@ fn make(mapper: &Mapper, mark: &Mark, disk: &Disk, index: Index) -> Result<Node,
         mapper.find(mark)
     };
     let device = make().map_err(failed("The disk cannot be created"))?.ok_or_else(absent)?;
-    links::make(&disk.name, device.minor).map_err(failed("The disk's link cannot be made"))?;
-    node_of(&device).ok_or_else(absent)
+    links::make(&disk.name.path(), device.minor).map_err(failed("The disk's link cannot be made"))?;
+    node(mark)
 }
 
-fn reload(mapper: &Mapper, mark: &Mark, table: Table, read_only: bool) -> io::Result<()> {
+fn reload(mapper: &Mapper, mark: &impl Marked, table: Table, read_only: bool) -> io::Result<()> {
     mapper.load(mark, table, read_only)?;
     mapper.suspend(mark)?;
     mapper.resume(mark)
 }
 
-/// Removes the mapped device; by force, after its nbd device was disconnected.
-fn remove(mapper: &Mapper, mark: &Mark, device: &Device, force: bool) -> Result<(), Error> {
+/// Waits as long for those who only look, until `used` names nothing that somebody uses.
+///
+/// # Errors
+/// [`Error::InUse`] with what it names; those of `used`.
+pub(crate) fn until_unused(time: Duration, used: impl Fn() -> Result<Option<String>, Error>) -> Result<(), Error> {
+    let deadline = Instant::now() + time;
+    while let Some(what) = used()? {
+        if Instant::now() >= deadline {
+            return Err(Error::InUse(format!("{what} is mounted, or a program has it open")));
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// Removes the mapped device of a disk or a partition; by force, after its nbd device was disconnected.
+///
+/// # Errors
+/// [`Error::InUse`] if it is open and shall not go by force.
+pub(crate) fn remove(mapper: &Mapper, mark: &impl Marked, device: &Device, force: bool) -> Result<(), Error> {
     let deadline = Instant::now() + if force { Duration::ZERO } else { GLANCE };
     loop {
         match mapper.remove(mark, false) {
@@ -238,46 +284,14 @@ fn find_alive(mapper: &Mapper, mark: &Mark) -> Result<(Device, Index), Error> {
     Ok((device, index))
 }
 
-fn index_of(device: &Device) -> Option<Index> {
-    match device.table? {
-        Table::Linear { major, minor, .. } => {
-            Index::of_number(major, minor).filter(|index| index.backend().as_ref() == Some(&device.uuid))
-        }
-        Table::Error { .. } => None,
-    }
-}
-
 fn linear(index: Index, size: u64) -> io::Result<Table> {
     let (major, minor) = index.number()?;
-    Ok(Table::Linear { major, minor, sectors: size / SECTOR })
+    Ok(Table::Linear { major, minor, start: 0, sectors: size / SECTOR })
 }
 
-fn size_of(device: &Device) -> u64 {
-    match device.table {
-        Some(Table::Linear { sectors, .. } | Table::Error { sectors }) => sectors.saturating_mul(SECTOR),
-        None => 0,
-    }
-}
-
-fn node_of(device: &Device) -> Option<Node> {
-    let (mark, name) = (Mark::parse(&device.uuid)?, Name::parse_mapped(&device.name)?);
-    Some(Node {
-        identifier: mark.identifier.to_string(),
-        host: name.host().as_str().to_owned(),
-        channel: name.channel().as_str().to_owned(),
-        path: name.path(),
-        mapped: device.name.clone(),
-        major: device.major,
-        minor: device.minor,
-        nbd: index_of(device).and_then(|index| i32::try_from(index.0).ok()).unwrap_or(-1),
-        size: size_of(device),
-        read_only: device.read_only,
-        open_count: device.open_count,
-    })
-}
-
-fn described(device: &Device) -> String {
-    Name::parse_mapped(&device.name).map_or_else(|| device.name.clone(), |name| name.path())
+fn node(mark: &Mark) -> Result<Node, Error> {
+    let devices = Devices::read().map_err(failed("The disk cannot be read"))?;
+    devices.node(mark).ok_or_else(absent)
 }
 
 fn mapper() -> Result<Mapper, Error> {
@@ -289,12 +303,12 @@ fn mapper() -> Result<Mapper, Error> {
     })
 }
 
-fn absent() -> Error {
+pub(crate) fn absent() -> Error {
     Error::Absent("You have no such disk".to_owned())
 }
 
 /// Makes an error of the system's; one without a number is about what the kernel lacks.
-fn failed(what: &str) -> impl FnOnce(io::Error) -> Error + use<> {
+pub(crate) fn failed(what: &str) -> impl FnOnce(io::Error) -> Error + use<> {
     let what = what.to_owned();
     move |error| {
         let text = format!("{what}: {error}");

@@ -1,45 +1,43 @@
-//! `/dev/netbus/<host>/<channel>`: where people find a disk. Links to the kernel's own nodes, with or without udev.
+//! `/dev/netbus/<host>/<channel>` and `/dev/netbus/<host>/<channel>.<number>`: where people find a disk and its
+//! partitions. Links to the kernel's own nodes, with or without udev.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
-use netbus_helper_interface::disk::{Name, Slug};
-
-/// Only root writes here.
-const DEV_DIR: &str = "/dev";
+/// Only root writes here, and nobody but this program.
 const LINKS_DIR: &str = "/dev/netbus";
 
 /// Held while links are made and removed, so that none is taken for a left one that was made just now.
 static CHANGING: Mutex<()> = Mutex::new(());
 
-/// Makes the link of a disk, in place of one that was left.
+/// Makes the link of a disk or a partition, `/dev/netbus/…`, in place of one that was left.
 ///
 /// # Errors
 /// Those of the system.
-pub(crate) fn make(name: &Name, minor: u32) -> io::Result<()> {
+pub(crate) fn make(path: &str, minor: u32) -> io::Result<()> {
     let _changing = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = Path::new(DEV_DIR).join(name.to_string());
+    let (path, target) = (Path::new(path), format!("../../dm-{minor}"));
+    if fs::read_link(path).is_ok_and(|found| found == Path::new(&target)) {
+        return Ok(());
+    }
     fs::create_dir_all(path.parent().unwrap_or(Path::new(LINKS_DIR)))?;
-    remove_file(&path)?;
-    std::os::unix::fs::symlink(format!("../../dm-{minor}"), path)
+    remove_file(path)?;
+    std::os::unix::fs::symlink(target, path)
 }
 
-/// Removes the links of all disks that are gone; `is_there` tells by a name whether its disk is there.
+/// Removes the links of all that is gone; `paths` tells those of what is there.
 ///
 /// # Errors
-/// Those of the system, and those of `is_there`.
-pub(crate) fn sweep(is_there: impl Fn(&Name) -> io::Result<bool>) -> io::Result<()> {
+/// Those of the system, and those of `paths`.
+pub(crate) fn sweep(paths: impl FnOnce() -> io::Result<HashSet<String>>) -> io::Result<()> {
     let _changing = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
+    // A device is there before its link is made, and none is made meanwhile.
+    let paths = paths()?;
     for host_dir in entries(Path::new(LINKS_DIR))? {
-        let host = host_dir.file_name().and_then(|name| name.to_str()).and_then(|text| Slug::parse(text).ok());
-        let Some(host) = host else { continue };
         for link in entries(&host_dir)? {
-            let channel = link.file_name().and_then(|name| name.to_str()).and_then(|text| Slug::parse(text).ok());
-            let name = channel.and_then(|channel| Name::new(host.clone(), channel).ok());
-            if let Some(name) = name
-                && !is_there(&name)?
-            {
+            if !link.to_str().is_some_and(|link| paths.contains(link)) {
                 remove_file(&link)?;
             }
         }

@@ -6,7 +6,8 @@
 //!
 //! - [`service`]: the calls over the bus.
 //! - [`authority`]: who asks, and what polkit says to that.
-//! - [`disks`]: disks for subscribers, of [`nbd`] (over [`netlink`]) and [`mapper`]; their [`links`] in `/dev/netbus`.
+//! - [`disks`]: disks for subscribers, of [`nbd`] (over [`netlink`]) and [`mapper`], and their [`partitions`];
+//!   [`devices`] is what there is of them, [`links`] where people find it, in `/dev/netbus`.
 //! - [`socket`]: which descriptors the kernel is given.
 //! - [`device`]: raw devices for publishers.
 //! - [`memory`]: which is kept while a disk is there.
@@ -16,6 +17,8 @@
 mod authority;
 #[cfg(target_os = "linux")]
 mod device;
+#[cfg(target_os = "linux")]
+mod devices;
 #[cfg(target_os = "linux")]
 mod disks;
 #[cfg(target_os = "linux")]
@@ -31,6 +34,8 @@ mod memory;
 mod nbd;
 #[cfg(target_os = "linux")]
 mod netlink;
+#[cfg(target_os = "linux")]
+mod partitions;
 #[cfg(target_os = "linux")]
 mod service;
 #[cfg(target_os = "linux")]

@@ -1,10 +1,13 @@
-//! Device-mapper: the disks that programs use, each one line over an nbd device.
+//! Device-mapper: the disks that programs use, each one line over an nbd device, and their partitions, each one line over
+//! a part of a disk.
 //!
-//! A device is named by its uuid, which is a [`Mark`], wherever it is changed: what has no mark cannot be touched.
+//! A device is named by its uuid, which is a mark ([`Marked`]), wherever it is changed: what has no mark cannot be touched.
 
-use std::io;
+use std::fmt::Display;
+use std::{fs, io};
 
 use netbus_helper_interface::disk::Mark;
+use netbus_helper_interface::partition::PartitionMark;
 use rustix::io::Errno;
 
 use crate::ioctl::{Command, Control, MESSAGE_HEADER};
@@ -14,6 +17,9 @@ const VERSION: u32 = 4;
 
 /// A sector of device-mapper's, in bytes, whatever the disk's blocks are.
 pub(crate) const SECTOR: u64 = 512;
+
+/// How far the kernel reads ahead of a program that reads in order, in KiB. The usual 128 are less than a network holds.
+const READ_AHEAD: u32 = 4096;
 
 /// Flags of a message (`DM_…_FLAG`).
 mod flag {
@@ -56,11 +62,17 @@ const LARGEST_ANSWER: usize = 4 << 20;
 /// What a device does with requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
-    /// Passes them to the device with this number.
-    Linear { major: u32, minor: u32, sectors: u64 },
+    /// Passes them to the device with this number, from this sector of it.
+    Linear { major: u32, minor: u32, start: u64, sectors: u64 },
     /// Answers with errors.
     Error { sectors: u64 },
 }
+
+/// What is the uuid of a device of ours.
+pub(crate) trait Marked: Display {}
+
+impl Marked for Mark {}
+impl Marked for PartitionMark {}
 
 /// A device as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +103,7 @@ impl Mapper {
     ///
     /// # Errors
     /// `EBUSY` if the name or the mark is taken.
-    pub(crate) fn create(&self, name: &str, mark: &Mark) -> io::Result<()> {
+    pub(crate) fn create(&self, name: &str, mark: &impl Marked) -> io::Result<()> {
         let mut message = message(Some(mark), 0);
         put_text(&mut message, place::NAME, name)?;
         self.0.call(Command::CreateDevice, &mut message)
@@ -101,7 +113,7 @@ impl Mapper {
     ///
     /// # Errors
     /// `ENXIO` without such a device; those of opening what is below.
-    pub(crate) fn load(&self, mark: &Mark, table: Table, read_only: bool) -> io::Result<()> {
+    pub(crate) fn load(&self, mark: &impl Marked, table: Table, read_only: bool) -> io::Result<()> {
         let mut message = load_message(mark, table, read_only)?;
         self.0.call(Command::LoadTable, &mut message)
     }
@@ -110,10 +122,16 @@ impl Mapper {
     ///
     /// # Errors
     /// `ENXIO` without such a device.
-    pub(crate) fn resume(&self, mark: &Mark) -> io::Result<()> {
+    pub(crate) fn resume(&self, mark: &impl Marked) -> io::Result<()> {
         let mut message = message(Some(mark), 0);
         put_number(&mut message, place::EVENT, READY_EVENT);
-        self.0.call(Command::SuspendDevice, &mut message)
+        self.0.call(Command::SuspendDevice, &mut message)?;
+        // Each new table brings the kernel's own. Not by the device's queue in sysfs: writing there may wait for requests.
+        // It is a matter of speed alone.
+        if let Some((major, minor)) = device_number(&message) {
+            drop(fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), READ_AHEAD.to_string()));
+        }
+        Ok(())
     }
 
     /// Holds new requests back and waits for those under way, without freezing a file system: that would write through
@@ -121,7 +139,7 @@ impl Mapper {
     ///
     /// # Errors
     /// `ENXIO` without such a device.
-    pub(crate) fn suspend(&self, mark: &Mark) -> io::Result<()> {
+    pub(crate) fn suspend(&self, mark: &impl Marked) -> io::Result<()> {
         let flags = flag::SUSPEND | flag::NO_FLUSH | flag::SKIP_LOCKFS;
         self.0.call(Command::SuspendDevice, &mut message(Some(mark), flags))
     }
@@ -130,7 +148,7 @@ impl Mapper {
     ///
     /// # Errors
     /// `EBUSY` if it is open and must go at once; `ENXIO` without such a device.
-    pub(crate) fn remove(&self, mark: &Mark, when_closed: bool) -> io::Result<()> {
+    pub(crate) fn remove(&self, mark: &impl Marked, when_closed: bool) -> io::Result<()> {
         let flags = if when_closed { flag::DEFERRED_REMOVE } else { 0 };
         let mut message = message(Some(mark), flags);
         put_number(&mut message, place::EVENT, READY_EVENT);
@@ -141,7 +159,7 @@ impl Mapper {
     ///
     /// # Errors
     /// Those of the system.
-    pub(crate) fn find(&self, mark: &Mark) -> io::Result<Option<Device>> {
+    pub(crate) fn find(&self, mark: &impl Marked) -> io::Result<Option<Device>> {
         self.status(message(Some(mark), flag::STATUS_TABLE))
     }
 
@@ -150,7 +168,7 @@ impl Mapper {
     /// # Errors
     /// Those of the system.
     pub(crate) fn find_name(&self, name: &str) -> io::Result<Option<Device>> {
-        let mut message = message(None, flag::STATUS_TABLE);
+        let mut message = message(NOBODY, flag::STATUS_TABLE);
         put_text(&mut message, place::NAME, name)?;
         self.status(message)
     }
@@ -160,7 +178,7 @@ impl Mapper {
     /// # Errors
     /// Those of the system.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
-        let answer = self.ask(Command::ListDevices, &message(None, 0))?;
+        let answer = self.ask(Command::ListDevices, &message(NOBODY, 0))?;
         parse_names(&answer).ok_or_else(unreadable)
     }
 
@@ -192,8 +210,11 @@ pub(crate) fn is_absent(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NODEV | Errno::NXIO))
 }
 
+/// For messages about no device, or about one with a name.
+const NOBODY: Option<&Mark> = None;
+
 /// A message without data.
-fn message(mark: Option<&Mark>, flags: u32) -> Vec<u8> {
+fn message(mark: Option<&impl Marked>, flags: u32) -> Vec<u8> {
     let mut message = vec![0; MESSAGE_HEADER];
     put_number(&mut message, place::VERSION, VERSION);
     put_number(&mut message, place::DATA_START, HEADER_LENGTH);
@@ -208,9 +229,9 @@ fn message(mark: Option<&Mark>, flags: u32) -> Vec<u8> {
 const HEADER_LENGTH: u32 = 312;
 const _: () = assert!(HEADER_LENGTH as usize == MESSAGE_HEADER);
 
-fn load_message(mark: &Mark, table: Table, read_only: bool) -> io::Result<Vec<u8>> {
+fn load_message(mark: &impl Marked, table: Table, read_only: bool) -> io::Result<Vec<u8>> {
     let (kind, sectors, parameters) = match table {
-        Table::Linear { major, minor, sectors } => ("linear", sectors, format!("{major}:{minor} 0")),
+        Table::Linear { major, minor, start, sectors } => ("linear", sectors, format!("{major}:{minor} {start}")),
         Table::Error { sectors } => ("error", sectors, String::new()),
     };
     let mut message = message(Some(mark), if read_only { flag::READ_ONLY } else { 0 });
@@ -229,7 +250,7 @@ fn load_message(mark: &Mark, table: Table, read_only: bool) -> io::Result<Vec<u8
 }
 
 fn parse_device(answer: &[u8]) -> Option<Device> {
-    let (major, minor) = split_number(u64::from_ne_bytes(answer.get(place::DEVICE)?.try_into().ok()?));
+    let (major, minor) = device_number(answer)?;
     Some(Device {
         name: text(answer.get(place::NAME)?)?,
         uuid: text(answer.get(place::UUID)?)?,
@@ -250,8 +271,10 @@ fn parse_table(answer: &[u8]) -> Option<Table> {
         "error" => Some(Table::Error { sectors }),
         "linear" => {
             let parameters = text(data.get(TARGET_HEADER..)?)?;
-            let (major, minor) = parameters.strip_suffix(" 0")?.split_once(':')?;
-            Some(Table::Linear { major: major.parse().ok()?, minor: minor.parse().ok()?, sectors })
+            let (device, start) = parameters.split_once(' ')?;
+            let (major, minor) = device.split_once(':')?;
+            let (major, minor, start) = (major.parse().ok()?, minor.parse().ok()?, start.parse().ok()?);
+            Some(Table::Linear { major, minor, start, sectors })
         }
         _ => None,
     }
@@ -274,6 +297,11 @@ fn parse_names(answer: &[u8]) -> Option<Vec<String>> {
         }
         rest = rest.get(next..)?;
     }
+}
+
+/// Major and minor number of the device that an answer is about.
+fn device_number(answer: &[u8]) -> Option<(u32, u32)> {
+    Some(split_number(u64::from_ne_bytes(answer.get(place::DEVICE)?.try_into().ok()?)))
 }
 
 /// Major and minor number of a device in the kernel's form for programs (`huge_encode_dev`).
@@ -320,18 +348,18 @@ mod tests {
 
     #[test]
     fn a_table_has_the_kernels_form() {
-        let table = Table::Linear { major: 43, minor: 32, sectors: 0x0123_4567 };
+        let table = Table::Linear { major: 43, minor: 32, start: 2048, sectors: 0x0123_4567 };
         let message = load_message(&mark(), table, true).unwrap();
-        let mut expected = vec![0; 312 + 48];
+        let mut expected = vec![0; 312 + 56];
         expected[0] = 4; // version
         expected[16..18].copy_from_slice(&[0x38, 0x01]); // data_start
         expected[20] = 1; // target_count
         expected[28] = 1; // DM_READONLY_FLAG
         expected[176..176 + MARK.len()].copy_from_slice(MARK.as_bytes());
         expected[312 + 8..312 + 12].copy_from_slice(&[0x67, 0x45, 0x23, 0x01]); // length
-        expected[312 + 20] = 48; // next
+        expected[312 + 20] = 56; // next
         expected[312 + 24..312 + 30].copy_from_slice(b"linear");
-        expected[312 + 40..312 + 47].copy_from_slice(b"43:32 0");
+        expected[312 + 40..312 + 50].copy_from_slice(b"43:32 2048");
         if cfg!(target_endian = "little") {
             assert_eq!(message, expected);
         }
@@ -339,7 +367,7 @@ mod tests {
 
     #[test]
     fn what_was_loaded_is_read_back() {
-        let linear = Table::Linear { major: 43, minor: 0, sectors: 2048 };
+        let linear = Table::Linear { major: 43, minor: 0, start: 8, sectors: 2048 };
         for table in [linear, Table::Error { sectors: 8 }] {
             let mut answer = load_message(&mark(), table, false).unwrap();
             put_text(&mut answer, place::NAME, "netbus-attic.photos").unwrap();
@@ -355,10 +383,11 @@ mod tests {
 
     #[test]
     fn tables_that_are_not_ours_are_not_taken_for_ours() {
-        let message = load_message(&mark(), Table::Linear { major: 43, minor: 0, sectors: 8 }, false).unwrap();
-        let mut with_offset = message.clone();
-        with_offset[312 + 45] = b'8';
-        assert_eq!(parse_device(&with_offset).unwrap().table, None);
+        let message =
+            load_message(&mark(), Table::Linear { major: 43, minor: 0, start: 0, sectors: 8 }, false).unwrap();
+        let mut without_start = message.clone();
+        without_start[312 + 44] = 0;
+        assert_eq!(parse_device(&without_start).unwrap().table, None);
         let mut two = message.clone();
         put_number(&mut two, place::TARGET_COUNT, 2);
         assert_eq!(parse_device(&two).unwrap().table, None);
@@ -369,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_list_of_names_is_followed_to_its_end_and_not_beyond() {
-        let mut answer = message(None, 0);
+        let mut answer = message(NOBODY, 0);
         assert_eq!(parse_names(&answer), None);
         answer.resize(MESSAGE_HEADER + 16, 0);
         assert_eq!(parse_names(&answer), Some(vec![]));
@@ -388,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_name_that_does_not_fit_is_refused() {
-        let mut message = message(None, 0);
+        let mut message = message(NOBODY, 0);
         assert!(put_text(&mut message, place::NAME, &"a".repeat(128)).is_err());
         assert!(put_text(&mut message, place::NAME, "a\0b").is_err());
         assert!(put_text(&mut message, place::NAME, &"a".repeat(127)).is_ok());

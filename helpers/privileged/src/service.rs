@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use netbus_helper_interface::disk::{Disk, DiskRequest, Identifier, Node};
 use netbus_helper_interface::error::Error;
+use netbus_helper_interface::partition::PartitionRequest;
 use zbus::message::Header;
 use zbus::zvariant::OwnedFd;
 use zbus::{Connection, interface};
@@ -91,6 +92,21 @@ impl Service {
         let disks = Arc::clone(&self.disks);
         let done = blocking::unblock(move || disks.reconnect(owner, identifier, socket.as_fd())).await;
         told(&format!("User {owner} reconnects a disk"), done)
+    }
+
+    async fn partition(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        identifier: String,
+        partitions: Vec<PartitionRequest>,
+    ) -> Result<Node, Error> {
+        let _call = self.activity.begin();
+        let identifier = Identifier::parse(&identifier)?;
+        let owner = authority::user(connection, &header).await?;
+        let disks = Arc::clone(&self.disks);
+        let node = blocking::unblock(move || disks.partition(owner, identifier, &partitions)).await;
+        told(&format!("User {owner} partitions a disk"), node)
     }
 
     async fn resize(

@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use netbus_helper_interface::Helper1ProxyBlocking;
 use netbus_helper_interface::disk::{DiskRequest, Features, Node};
+use netbus_helper_interface::partition::{PartitionNode, PartitionRequest};
 use zbus::blocking::Connection;
 use zbus::zvariant::Fd;
 
@@ -60,6 +61,15 @@ pub fn main(args: impl Iterator<Item = String>) -> anyhow::Result<()> {
             print(&helper.attach(Fd::from(open(address)?), &disk)?)
         }
         ["reconnect", address, identifier] => Ok(helper.reconnect(Fd::from(open(address)?), identifier)?),
+        ["partition", identifier, "many"] => {
+            let request = PartitionRequest { number: 1, start: 0, length: 512 };
+            print(&helper.partition(identifier, &vec![request; 100_000])?)
+        }
+        ["partition", identifier, partitions @ ..] => {
+            let requests: Vec<PartitionRequest> =
+                partitions.iter().map(|text| request(text)).collect::<anyhow::Result<_>>()?;
+            print(&helper.partition(identifier, &requests)?)
+        }
         ["resize", identifier, size] => print(&helper.resize(identifier, size.parse()?)?),
         ["detach", identifier] => Ok(helper.detach(identifier, false)?),
         ["detach", identifier, "force"] => Ok(helper.detach(identifier, true)?),
@@ -104,11 +114,23 @@ fn open(address: &str) -> anyhow::Result<OwnedFd> {
     }
 }
 
-/// The node in words, with a space between.
+/// A partition that is written as `number:start:length`, in bytes.
+fn request(text: &str) -> anyhow::Result<PartitionRequest> {
+    let mut numbers = text.split(':');
+    let mut next = || numbers.next().with_context(|| format!("{text} is no number:start:length"));
+    Ok(PartitionRequest { number: next()?.parse()?, start: next()?.parse()?, length: next()?.parse()? })
+}
+
+/// The node in words, with a space between; its partitions as `path:start:length:open count`.
 fn print(node: &Node) -> anyhow::Result<()> {
     let Node { identifier, path, mapped, major, minor, nbd, size, read_only, open_count, .. } = node;
     let mode = if *read_only { "ro" } else { "rw" };
-    println!("{path} {identifier} {mapped} {major}:{minor} nbd{nbd} {size} {mode} {open_count}");
+    let partitions: String = node
+        .partitions
+        .iter()
+        .map(|PartitionNode { path, start, length, open_count, .. }| format!(" {path}:{start}:{length}:{open_count}"))
+        .collect();
+    println!("{path} {identifier} {mapped} {major}:{minor} nbd{nbd} {size} {mode} {open_count}{partitions}");
     Ok(())
 }
 

@@ -100,7 +100,11 @@ fn polkit_is_never_asked_about_what_belongs_to_the_caller() {
     let other = helper.reconnect(null(), IDENTIFIER);
     assert!(matches!(&other, Err(Error::Invalid(text)) if text.contains("socket")), "{other:?}");
     // Where the kernel has no device-mapper it says so; where it has, there is no such disk.
-    let absent = [helper.detach(IDENTIFIER, false), helper.resize(IDENTIFIER, 4096).map(drop)];
+    let absent = [
+        helper.detach(IDENTIFIER, false),
+        helper.resize(IDENTIFIER, 4096).map(drop),
+        helper.partition(IDENTIFIER, &[]).map(drop),
+    ];
     for result in absent {
         assert!(matches!(result, Err(Error::Absent(_) | Error::Unsupported(_))), "{result:?}");
     }

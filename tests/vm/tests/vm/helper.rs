@@ -6,8 +6,8 @@ use anyhow::{Context, ensure};
 use netbus_vm_tests::helper::{FRIEND, STRANGER};
 use netbus_vm_tests::{Bus, Machine, Pair, on_two_machines, wait_for};
 
-const DISK: &str = "000102030405060708090a0b0c0d0e0f";
-const SIZE: u64 = 64 << 20;
+pub(super) const DISK: &str = "000102030405060708090a0b0c0d0e0f";
+pub(super) const SIZE: u64 = 64 << 20;
 
 #[test]
 fn a_disk_of_the_kernel_is_used_loses_links_and_keeps_every_byte() -> anyhow::Result<()> {
@@ -193,7 +193,7 @@ fn udev_trusts_nothing_that_a_disk_says_of_itself() -> anyhow::Result<()> {
         asked(desk, FRIEND, &format!("detach {DISK}"))?;
         attach(pair)?;
         let shown = properties()?;
-        for line in ["ID_FS_TYPE=ext4", "UDISKS_AUTO=0", "UDISKS_NAME=netbus-attic.photos"] {
+        for line in ["ID_FS_TYPE=ext4", "UDISKS_AUTO=0", "UDISKS_NAME=photos on attic"] {
             ensure!(shown.lines().any(|found| found == line), "{line} is missing:\n{shown}");
         }
         ensure!(!shown.contains("disk/by-uuid") && !shown.contains("disk/by-label"), "{shown}");
@@ -214,7 +214,7 @@ fn udev_trusts_nothing_that_a_disk_says_of_itself() -> anyhow::Result<()> {
 }
 
 /// Runs a test with an empty image that attic serves, and the helper at desk.
-fn with_a_served_disk(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub(super) fn with_a_served_disk(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> anyhow::Result<()> {
     on_two_machines(|pair| {
         pair.attic.run(&format!("rm -f /lab/photos.img && truncate -s {SIZE} /lab/photos.img"))?;
         serve(&pair.attic)?;
@@ -223,7 +223,7 @@ fn with_a_served_disk(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> any
     })
 }
 
-fn serve(attic: &Machine) -> anyhow::Result<()> {
+pub(super) fn serve(attic: &Machine) -> anyhow::Result<()> {
     let program = attic.program("netbus-vm-disk");
     attic.run(&format!(
         "setsid {program} serve /lab/photos.img 0.0.0.0:10809 </dev/null >/lab/serve.log 2>&1 & echo $! >/run/serve.pid"
@@ -236,23 +236,23 @@ fn stop_serving(attic: &Machine) -> anyhow::Result<()> {
     attic.run(script).map(drop)
 }
 
-fn address(pair: &Pair) -> String {
+pub(super) fn address(pair: &Pair) -> String {
     format!("{}:10809", pair.attic.address)
 }
 
-fn attach(pair: &Pair) -> anyhow::Result<String> {
+pub(super) fn attach(pair: &Pair) -> anyhow::Result<String> {
     asked(&pair.desk, FRIEND, &format!("attach {} {DISK} attic photos {SIZE}", address(pair)))
 }
 
 /// What the helper answers, which must be no error.
-fn asked(desk: &Machine, user: &str, words: &str) -> anyhow::Result<String> {
+pub(super) fn asked(desk: &Machine, user: &str, words: &str) -> anyhow::Result<String> {
     let reply = desk.ask_helper(user, words)?;
     ensure!(reply.status == Some(0), "{user}: {words}: {reply:?}");
     Ok(reply.stdout.trim().to_owned())
 }
 
 /// What the helper says when it refuses, which must be by this error.
-fn refused(desk: &Machine, user: &str, words: &str, error: &str) -> anyhow::Result<String> {
+pub(super) fn refused(desk: &Machine, user: &str, words: &str, error: &str) -> anyhow::Result<String> {
     let reply = desk.ask_helper(user, words)?;
     let name = format!("org.netbus.Helper1.Error.{error}");
     ensure!(reply.status == Some(1) && reply.stderr.contains(&name), "{user}: {words}: not {error}: {reply:?}");

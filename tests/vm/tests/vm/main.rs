@@ -8,5 +8,6 @@ mod helper;
 mod interruptions;
 mod kernel;
 mod main_job;
+mod partitions;
 mod rig;
 mod scene;
