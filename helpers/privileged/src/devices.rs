@@ -9,7 +9,7 @@ use netbus_helper_interface::partition::{PartitionMark, PartitionName, Partition
 use crate::mapper::{self, Device, Mapper, SECTOR, Table};
 use crate::nbd::Index;
 
-/// What begins the names of our mapped devices, and of nobody's else, as a rule.
+/// What begins the names of our mapped devices, and as a rule of nobody else's.
 const NAME_PREFIX: &str = "netbus-";
 
 /// All mapped devices of ours, half made ones too.
