@@ -1,4 +1,4 @@
-//! Image files: known by inode and birth time, claimed by a lock on the file.
+//! Image files: known by their number in the file system and by birth time, claimed by a lock on the file.
 //!
 //! An image is found where it was and, after a rename, elsewhere in its folder. In another folder it is absent until it
 //! is back or published anew; so is a copy, and a file restored from a backup. It may grow between two leases.
@@ -27,8 +27,20 @@ const BLOCK_SIZE: u32 = 512;
 pub(super) struct FileSystem {
     /// An id of it that outlasts a reboot, where it has one.
     pub(super) id: Option<String>,
-    /// Whether a file keeps its inode number when the file system is mounted again.
-    pub(super) keeps_inodes: bool,
+    /// What the numbers of its files are worth.
+    pub(super) numbers: Numbers,
+}
+
+/// What a file's number in its file system is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Numbers {
+    /// A file may have another when the file system is mounted again.
+    Fleeting,
+    /// A file keeps its number; when it is removed, another file may get it.
+    Lasting,
+    /// A file keeps its number, and no other file ever gets it.
+    #[cfg_attr(not(windows), allow(dead_code, reason = "only Windows promises that"))]
+    Unique,
 }
 
 /// The identity of the image file at `path`, which is canonical.
@@ -43,7 +55,7 @@ pub(super) fn identify(path: PathBuf, read_only: bool) -> Result<Identified, Ope
     };
     let metadata = metadata(&file, &path)?;
     let geometry = geometry(&path, metadata.len())?;
-    let facts = facts(&metadata, &system::file_system(&file));
+    let facts = facts(&path, &metadata, &system::file_system(&file, &path));
     if !facts.contains_key("inode") && !facts.contains_key("born") {
         return Err(OpenError::Unfit(format!(
             "The file system of {} gives files neither lasting numbers nor birth times, so it could not be told from another file later; move it to another file system",
@@ -138,7 +150,7 @@ fn find_open(identity: &Identity, read_only: bool) -> Result<(PathBuf, File, Met
     let path = find(identity)?;
     let file = open_file(&path, read_only)?;
     let metadata = metadata(&file, &path)?;
-    if facts(&metadata, &system::file_system(&file)) != identity.facts {
+    if facts(&path, &metadata, &system::file_system(&file, &path)) != identity.facts {
         return Err(another(&path));
     }
     Ok((path, file, metadata))
@@ -148,13 +160,14 @@ fn find_open(identity: &Identity, read_only: bool) -> Result<(PathBuf, File, Met
 fn find(identity: &Identity) -> Result<PathBuf, OpenError> {
     let last = &identity.last_path;
     let there = fs::metadata(last);
-    if there.as_ref().is_ok_and(|metadata| resembles(metadata, &identity.facts)) {
+    if there.as_ref().is_ok_and(|metadata| resembles(last, metadata, &identity.facts)) {
         return Ok(last.clone());
     }
     let folder = last.parent().unwrap_or(Path::new("."));
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     // `DirEntry::metadata` does not follow links: a link is no place that the file has moved to.
-    let mut moved = entries.filter(|entry| entry.metadata().is_ok_and(|found| resembles(&found, &identity.facts)));
+    let is_it = |path: &Path, found: &Metadata| resembles(path, found, &identity.facts);
+    let mut moved = entries.filter(|entry| entry.metadata().is_ok_and(|found| is_it(&entry.path(), &found)));
     if let Some(entry) = moved.next() {
         tracing::debug!(from = %last.display(), to = %entry.path().display(), "An image file has moved");
         return Ok(entry.path());
@@ -171,23 +184,30 @@ fn find(identity: &Identity) -> Result<PathBuf, OpenError> {
     }
 }
 
-/// Whether a file can be the one of `facts`, by what is known without opening it.
-fn resembles(metadata: &Metadata, facts: &Facts) -> bool {
+/// Whether a file can be the one of `facts`, by what is known without reading or writing it.
+fn resembles(path: &Path, metadata: &Metadata, facts: &Facts) -> bool {
     let same = |name: &str, value: Option<String>| match facts.get(name) {
         Some(stored) => Some(stored) == value.as_ref(),
         None => true,
     };
+    // The number comes last: some systems open the file for it.
     metadata.is_file()
-        && same("inode", system::inode(metadata))
         && same("born", born(metadata))
         && same("size", Some(metadata.len().to_string()))
+        && same("inode", system::inode(path, metadata))
 }
 
 /// What the file is known by. Its size is a fact only where the others are weak, so that an image may grow.
-fn facts(metadata: &Metadata, file_system: &FileSystem) -> Facts {
-    let inode = system::inode(metadata).filter(|_| file_system.keeps_inodes);
-    let born = born(metadata);
-    let size = (inode.is_none() || born.is_none()).then(|| metadata.len().to_string());
+///
+/// A number that no other file ever gets is enough. The birth time would only harm there: Windows gives the one of a
+/// file that is removed to a file of that name made within seconds, programs may set it, and where Windows is imitated
+/// it changes with each write.
+fn facts(path: &Path, metadata: &Metadata, file_system: &FileSystem) -> Facts {
+    let inode = system::inode(path, metadata).filter(|_| file_system.numbers != Numbers::Fleeting);
+    let is_unique = inode.is_some() && file_system.numbers == Numbers::Unique;
+    let born = born(metadata).filter(|_| !is_unique);
+    let is_weak = !is_unique && (inode.is_none() || born.is_none());
+    let size = is_weak.then(|| metadata.len().to_string());
     let facts = [
         (super::KIND, Some(KIND.to_owned())),
         ("filesystem", file_system.id.clone()),
@@ -202,7 +222,7 @@ fn facts(metadata: &Metadata, file_system: &FileSystem) -> Facts {
 #[cfg(target_os = "linux")]
 pub(super) fn facts_at(path: &Path) -> Option<Facts> {
     let file = open_file(path, true).ok()?;
-    let facts = facts(&file.metadata().ok()?, &system::file_system(&file));
+    let facts = facts(path, &file.metadata().ok()?, &system::file_system(&file, path));
     (facts.contains_key("inode") || facts.contains_key("born")).then_some(facts)
 }
 

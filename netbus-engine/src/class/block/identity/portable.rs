@@ -7,8 +7,10 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
+#[cfg(windows)]
+use file_id::FileId;
 
-use super::file::FileSystem;
+use super::file::{FileSystem, Numbers};
 use crate::class::{Identified, Identity, OpenError, OpenedDevice, Stamp};
 
 /// No name is known: these systems' disks are not listed.
@@ -50,18 +52,49 @@ pub(super) fn boot() -> String {
 }
 
 /// The file system that a file is in.
-pub(super) fn file_system(_file: &File) -> FileSystem {
-    FileSystem { id: None, keeps_inodes: true }
+#[cfg(unix)]
+pub(super) fn file_system(_file: &File, _path: &Path) -> FileSystem {
+    FileSystem { id: None, numbers: Numbers::Lasting }
 }
 
-/// The file's number in its file system, where it has one.
-pub(super) fn inode(metadata: &Metadata) -> Option<String> {
-    #[cfg(unix)]
-    return Some(std::os::unix::fs::MetadataExt::ino(metadata).to_string());
-    #[cfg(not(unix))]
-    {
-        let _ = metadata;
-        None
+/// The volume that a file is in.
+#[cfg(windows)]
+pub(super) fn file_system(_file: &File, path: &Path) -> FileSystem {
+    match file_id::get_high_res_file_id(path) {
+        Ok(FileId::HighRes { volume_serial_number, .. }) => {
+            // What a server numbers is numbered by the rules of its own system.
+            let numbers = if is_at_a_server(path) { Numbers::Lasting } else { Numbers::Unique };
+            FileSystem { id: Some(format!("{volume_serial_number:x}")), numbers }
+        }
+        Ok(FileId::LowRes { .. } | FileId::Inode { .. }) | Err(_) => {
+            FileSystem { id: None, numbers: Numbers::Fleeting }
+        }
+    }
+}
+
+/// The file's number in its file system.
+#[cfg(unix)]
+#[allow(clippy::unnecessary_wraps, reason = "other systems have none")]
+pub(super) fn inode(_path: &Path, metadata: &Metadata) -> Option<String> {
+    Some(std::os::unix::fs::MetadataExt::ino(metadata).to_string())
+}
+
+/// The file's number in its volume, which NTFS and ReFS have. What FAT has is the place of an entry in its folder, and
+/// is not told here.
+#[cfg(windows)]
+pub(super) fn inode(path: &Path, _metadata: &Metadata) -> Option<String> {
+    match file_id::get_high_res_file_id(path).ok()? {
+        FileId::HighRes { file_id, .. } => Some(format!("{file_id:x}")),
+        FileId::LowRes { .. } | FileId::Inode { .. } => None,
+    }
+}
+
+#[cfg(windows)]
+fn is_at_a_server(canonical_path: &Path) -> bool {
+    use std::path::{Component, Prefix};
+    match canonical_path.components().next() {
+        Some(Component::Prefix(prefix)) => !matches!(prefix.kind(), Prefix::VerbatimDisk(_) | Prefix::Disk(_)),
+        _ => true,
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::fs::{OFlags, fstatfs, fstatvfs, major, minor};
 
 pub(super) use disk::{locate_disk, open_disk, stamp_disk};
 
-use super::file::FileSystem;
+use super::file::{FileSystem, Numbers};
 use crate::class::block::scan::linux::{Snapshot, System, attribute};
 use crate::class::{Identified, OpenError};
 
@@ -46,7 +46,7 @@ pub(super) fn boot() -> String {
 }
 
 /// The file system that a file is in.
-pub(super) fn file_system(file: &File) -> FileSystem {
+pub(super) fn file_system(file: &File, _path: &Path) -> FileSystem {
     const EXT: i64 = 0xef53;
     const BTRFS: i64 = 0x9123_683e;
     const FAT: i64 = 0x4d44;
@@ -58,13 +58,13 @@ pub(super) fn file_system(file: &File) -> FileSystem {
     let has_lasting_id = matches!(kind, Some(EXT | BTRFS));
     let id = has_lasting_id.then(|| fstatvfs(file).ok()).flatten().map(|stat| format!("{:x}", stat.f_fsid));
     // These number files as they meet them.
-    let keeps_inodes = !matches!(kind, None | Some(FAT | EXFAT | FUSE));
-    FileSystem { id, keeps_inodes }
+    let is_fleeting = matches!(kind, None | Some(FAT | EXFAT | FUSE));
+    FileSystem { id, numbers: if is_fleeting { Numbers::Fleeting } else { Numbers::Lasting } }
 }
 
 /// The file's number in its file system.
 #[allow(clippy::unnecessary_wraps, reason = "other systems have none")]
-pub(super) fn inode(metadata: &Metadata) -> Option<String> {
+pub(super) fn inode(_path: &Path, metadata: &Metadata) -> Option<String> {
     Some(metadata.ino().to_string())
 }
 
