@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,9 @@ use super::permissions;
 
 /// Name of the file whose lock says that a daemon uses the folder; it contains that daemon's process id.
 const LOCK: &str = "lock";
+
+/// How long other programs may keep a file open that is to be replaced. A daemon that cannot write its state ends.
+const OTHERS_TIME: Duration = Duration::from_secs(5);
 
 /// A document of the state folder: a JSON object, stored with a `format` number beside its own fields.
 ///
@@ -203,7 +207,15 @@ impl StateDir {
         // A poisoned lock guards nothing but the temporary name, and whoever held it has left the real file alone.
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.path.join(name);
-        self.replace(&path, name, bytes).map_err(|source| StateError::Write { path, source })
+        let deadline = Instant::now() + OTHERS_TIME;
+        loop {
+            match self.replace(&path, name, bytes) {
+                Err(error) if is_in_others_hands(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                result => return result.map_err(|source| StateError::Write { path, source }),
+            }
+        }
     }
 
     fn replace(&self, path: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -220,6 +232,14 @@ impl StateDir {
         fs::rename(&temporary, path)?;
         permissions::sync_folder(&self.path)
     }
+}
+
+/// Whether another program has a file open, as Windows says it: there nobody replaces such a file, and whatever is
+/// written is opened soon after by those who look for viruses, make backups or index.
+fn is_in_others_hands(error: &io::Error) -> bool {
+    const ACCESS_DENIED: i32 = 5;
+    const SHARING_VIOLATION: i32 = 32;
+    cfg!(windows) && matches!(error.raw_os_error(), Some(ACCESS_DENIED | SHARING_VIOLATION))
 }
 
 /// The part of a document that every format has.
@@ -278,6 +298,8 @@ fn holder(lock: &mut File) -> Option<u32> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use jiff::Timestamp;
     use netbus_proto::ids::Fingerprint;
     use tempfile::TempDir;
@@ -372,6 +394,28 @@ mod tests {
         state.store(&settings).unwrap();
         assert_eq!(state.load::<Settings>().unwrap(), settings);
         assert!(!folder.path().join(".settings.json.new").exists());
+    }
+
+    #[test]
+    fn a_document_is_stored_though_somebody_reads_it_all_the_time() {
+        let folder = TempDir::new().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        state.store(&Settings::default()).unwrap();
+        let (path, is_over) = (folder.path().join("settings.json"), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let reading = File::open(&path);
+                    std::thread::sleep(Duration::from_millis(1));
+                    drop(reading);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let stored = (1..=100).try_for_each(|port| state.store(&Settings { name: None, port: Some(port) }));
+            is_over.store(true, Ordering::Relaxed);
+            stored.unwrap();
+        });
+        assert_eq!(state.load::<Settings>().unwrap().port, Some(100));
     }
 
     #[test]
