@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +16,10 @@ use crate::engine::{self, Parts};
 use crate::identity::{keys, tls};
 use crate::session::accept::accept_links;
 use crate::session::link;
+
+/// How long work on threads, such as closing devices, may go on when all else is over. Some of it waits for a user who
+/// does not type a password. Nothing that was answered depends on it.
+const WORK_TIME: Duration = Duration::from_secs(5);
 
 /// How to run a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +41,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     // The keyring may take its time, so this comes before the runtime.
     let identity = Arc::new(keys::load_or_create(&state, keys::Keyring::of_user().as_ref())?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("Starting the runtime")?;
-    runtime.block_on(serve(environment, state, settings, identity, interfaces))
+    let served = runtime.block_on(serve(environment, state, settings, identity, interfaces));
+    runtime.shutdown_timeout(WORK_TIME);
+    served
 }
 
 /// The name and the port: from the command line or the environment, else as they were, else made up now.

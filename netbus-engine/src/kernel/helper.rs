@@ -1,43 +1,71 @@
-//! The privileged helper, asked over the system's message bus, which starts it when it is needed.
+//! The privileged helper (`helpers/privileged`), as the daemon asks it.
 
-use std::io;
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 
-use netbus_helper_interface::Helper1Proxy;
 use netbus_helper_interface::disk::{DiskRequest, Identifier, Node};
 use netbus_helper_interface::error::Error;
-use tokio::sync::OnceCell;
+use netbus_helper_interface::partition::PartitionRequest;
+use netbus_helper_interface::{Helper1Proxy, names};
+use tokio::sync::Mutex;
+use zbus::fdo::DBusProxy;
 use zbus::zvariant::Fd;
 
-/// The way to the helper. Cheap to clone; the bus is connected to with the first call.
-#[derive(Clone, Debug, Default)]
-pub struct Helper(Arc<OnceCell<Helper1Proxy<'static>>>);
+/// The connection that all share, made when it is needed first.
+static BUS: Mutex<Option<zbus::Connection>> = Mutex::const_new(None);
 
-/// Why the helper has not done what it was asked.
+/// The helper of this machine. The bus starts it with the first call.
+#[derive(Clone, Debug)]
+pub struct Helper {
+    proxy: Helper1Proxy<'static>,
+}
+
+/// Why the helper has not done what it was asked. The texts are parts of a sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum HelperError {
-    /// It cannot be asked here; the text says what to install.
-    #[error("{0}")]
-    Missing(String),
-    /// Something has the node open.
+    /// There is none on this machine.
+    #[error("netbus-helper is not installed")]
+    Missing,
+    /// The bus cannot be reached, or the helper does not start or does not answer.
+    #[error("netbus-helper cannot be asked ({0})")]
+    Unreachable(zbus::Error),
+    /// polkit or the helper does not allow it to this user.
+    #[error("netbus-helper refuses ({0})")]
+    Refused(String),
+    /// Somebody else has the device.
     #[error("{0}")]
     InUse(String),
-    /// The kernel has no such disk.
+    /// The disk or the device is not there now, or another one is in its place.
     #[error("{0}")]
     Absent(String),
-    /// It or the kernel refuses; the text says why.
-    #[error("{0}")]
-    Refused(String),
+    /// The system lacks what it needs, such as a module of the kernel.
+    #[error("netbus-helper lacks something ({0})")]
+    Unsupported(String),
+    /// The kernel refused.
+    #[error("netbus-helper fails ({0})")]
+    Failed(String),
 }
 
 impl Helper {
-    /// Makes a disk of a connected socket.
+    /// A way to the helper.
+    ///
+    /// # Errors
+    /// [`HelperError::Missing`] if the bus knows of none; [`HelperError::Unreachable`] if there is no bus.
+    pub async fn connect() -> Result<Self, HelperError> {
+        let bus = bus().await.map_err(HelperError::Unreachable)?;
+        if !is_offered(&bus).await.map_err(|error| HelperError::Unreachable(error.into()))? {
+            return Err(HelperError::Missing);
+        }
+        let proxy = Helper1Proxy::new(&bus).await.map_err(HelperError::Unreachable)?;
+        Ok(Self { proxy })
+    }
+
+    /// Makes a disk of a connected socket. polkit may ask the user for a password first, so that it may take minutes.
     ///
     /// # Errors
     /// [`HelperError`].
     pub async fn attach(&self, socket: impl AsFd, disk: &DiskRequest) -> Result<Node, HelperError> {
-        Ok(self.proxy().await?.attach(Fd::from(socket.as_fd()), disk).await?)
+        Ok(self.proxy.attach(Fd::from(socket.as_fd()), disk).await?)
     }
 
     /// Gives a disk another socket in place of a dead one; a living one stays.
@@ -45,7 +73,19 @@ impl Helper {
     /// # Errors
     /// [`HelperError`].
     pub async fn reconnect(&self, socket: impl AsFd, identifier: Identifier) -> Result<(), HelperError> {
-        Ok(self.proxy().await?.reconnect(Fd::from(socket.as_fd()), &identifier.to_string()).await?)
+        Ok(self.proxy.reconnect(Fd::from(socket.as_fd()), &identifier.to_string()).await?)
+    }
+
+    /// Gives a disk these partitions and no others.
+    ///
+    /// # Errors
+    /// [`HelperError`].
+    pub async fn partition(
+        &self,
+        identifier: Identifier,
+        partitions: &[PartitionRequest],
+    ) -> Result<Node, HelperError> {
+        Ok(self.proxy.partition(&identifier.to_string(), partitions).await?)
     }
 
     /// Changes the size of a disk, in bytes.
@@ -53,7 +93,7 @@ impl Helper {
     /// # Errors
     /// [`HelperError`].
     pub async fn resize(&self, identifier: Identifier, size: u64) -> Result<Node, HelperError> {
-        Ok(self.proxy().await?.resize(&identifier.to_string(), size).await?)
+        Ok(self.proxy.resize(&identifier.to_string(), size).await?)
     }
 
     /// Removes a disk; by force also one that is open, which gives errors from then on.
@@ -61,7 +101,7 @@ impl Helper {
     /// # Errors
     /// [`HelperError`].
     pub async fn detach(&self, identifier: Identifier, force: bool) -> Result<(), HelperError> {
-        Ok(self.proxy().await?.detach(&identifier.to_string(), force).await?)
+        Ok(self.proxy.detach(&identifier.to_string(), force).await?)
     }
 
     /// The disks that the kernel has of this user.
@@ -69,42 +109,69 @@ impl Helper {
     /// # Errors
     /// [`HelperError`].
     pub async fn disks(&self) -> Result<Vec<Node>, HelperError> {
-        Ok(self.proxy().await?.list().await?)
+        Ok(self.proxy.list().await?)
     }
 
-    async fn proxy(&self) -> Result<&Helper1Proxy<'static>, HelperError> {
-        let connect = async || Helper1Proxy::new(&zbus::Connection::system().await?).await;
-        self.0.get_or_try_init(connect).await.map_err(|error| missing(&error))
+    /// Opens a block device and claims it for as long as the file is open, with `O_NONBLOCK`. `sequence` is the whole
+    /// disk's `diskseq`. polkit may ask the user for a password first, so that it may take minutes.
+    ///
+    /// # Errors
+    /// [`HelperError`].
+    pub async fn open_device(
+        &self,
+        major: u32,
+        minor: u32,
+        sequence: u64,
+        writable: bool,
+    ) -> Result<File, HelperError> {
+        let device = self.proxy.open_device(major, minor, sequence, writable).await?;
+        Ok(File::from(OwnedFd::from(device)))
     }
 }
 
 impl From<Error> for HelperError {
     fn from(error: Error) -> Self {
         match error {
-            Error::ZBus(error) => missing(&error),
-            Error::InUse(text) => Self::InUse(text),
-            Error::Absent(text) => Self::Absent(text),
-            Error::Unsupported(text) => Self::Missing(text),
-            Error::Invalid(text)
-            | Error::Denied(text)
-            | Error::Exists(text)
-            | Error::Changed(text)
-            | Error::Failed(text) => Self::Refused(text),
+            Error::ZBus(error) if is_unknown(&error) => Self::Missing,
+            Error::ZBus(error) => Self::Unreachable(error),
+            Error::Denied(text) => Self::Refused(text),
+            Error::InUse(text) | Error::Exists(text) => Self::InUse(text),
+            Error::Absent(text) | Error::Changed(text) => Self::Absent(text),
+            Error::Unsupported(text) => Self::Unsupported(text),
+            Error::Invalid(text) | Error::Failed(text) => Self::Failed(text),
         }
     }
 }
 
-impl From<HelperError> for io::Error {
-    fn from(error: HelperError) -> Self {
-        Self::other(error)
+/// The shared connection, made anew when the bus was started anew.
+async fn bus() -> zbus::Result<zbus::Connection> {
+    let mut shared = BUS.lock().await;
+    if let Some(bus) = &*shared
+        && is_alive(bus).await
+    {
+        return Ok(bus.clone());
+    }
+    let bus = zbus::Connection::system().await?;
+    *shared = Some(bus.clone());
+    Ok(bus)
+}
+
+async fn is_alive(bus: &zbus::Connection) -> bool {
+    match DBusProxy::new(bus).await {
+        Ok(proxy) => proxy.get_id().await.is_ok(),
+        Err(_) => false,
     }
 }
 
-fn missing(error: &zbus::Error) -> HelperError {
-    let is_unknown = matches!(error, zbus::Error::MethodError(name, ..)
-        if name.as_str() == "org.freedesktop.DBus.Error.ServiceUnknown");
-    let why = if is_unknown { "it is not installed".to_owned() } else { error.to_string() };
-    HelperError::Missing(format!(
-        "The helper of Netbus, which makes disks of the kernel, cannot be asked ({why}): install the package netbus"
-    ))
+/// Whether the helper runs or the bus would start it.
+async fn is_offered(bus: &zbus::Connection) -> zbus::fdo::Result<bool> {
+    let proxy = DBusProxy::new(bus).await?;
+    let is_it = |name: &zbus::names::OwnedBusName| name.as_str() == names::SERVICE;
+    Ok(proxy.list_activatable_names().await?.iter().any(is_it) || proxy.list_names().await?.iter().any(is_it))
+}
+
+/// Whether the bus says that there is nobody of this name.
+fn is_unknown(error: &zbus::Error) -> bool {
+    let zbus::Error::MethodError(name, ..) = error else { return false };
+    ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"].contains(&name.as_str())
 }

@@ -7,7 +7,7 @@
 //!
 //! - `link`: a link that the kernel has, watched for its end without reading from it.
 //! - `tls`: the keys of a link, given to the kernel.
-//! - [`helper`]: the privileged helper, which tells the kernel what to do with it.
+//! - [`helper`]: the privileged helper, which tells the kernel what to do with it, and opens devices of hosts.
 //!
 //! The kernel remembers everything: a daemon that was killed finds its devices again and gives them new links. What a
 //! device is made of is its class's matter. Linux only; elsewhere no class offers a way that needs this.

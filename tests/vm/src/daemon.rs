@@ -11,17 +11,17 @@ use crate::wait_for;
 const ENVIRONMENT: &str = "NETBUS_STATE_DIR=/state/netbus NETBUS_KEYRING=off NO_COLOR=1 \
                            NETBUS_LOG=debug,zbus=warn,mdns_sd=warn";
 
-/// Who has the daemon unless a test says otherwise.
+/// Who runs the daemon unless a test says otherwise.
 pub(crate) const ROOT: &str = "root";
 
 impl Machine {
-    /// From now on the daemon and all commands to it run as this user.
+    /// Makes the daemon, from its next start on, and the commands to it those of an ordinary user.
     ///
     /// # Errors
-    /// When the machine does not answer.
-    pub fn use_as(&mut self, user: &'static str) -> anyhow::Result<()> {
+    /// When the state cannot be given to this user.
+    pub fn run_daemon_as(&mut self, user: &'static str) -> anyhow::Result<()> {
         self.user = user;
-        self.run(&format!("install -d -m 700 -o {user} -g nogroup /state/netbus")).map(drop)
+        self.run(&format!("install -d -m 700 -o {user} /state/netbus && chown -R {user} /state/netbus")).map(drop)
     }
 
     /// Starts the daemon and waits until it answers.
@@ -117,19 +117,24 @@ impl Machine {
         self.wait_until("peers", &format!("{} is connected", host.name), connected).map(drop)
     }
 
+    /// A `netbus` command as bash carries it out in the guest.
+    #[must_use]
+    pub fn netbus_script(&self, args: &[&str]) -> String {
+        let args: Vec<String> = args.iter().map(|arg| format!("'{}'", arg.replace('\'', r"'\''"))).collect();
+        format!("{} {}", self.netbus_call(), args.join(" "))
+    }
+
     /// How bash calls `netbus` in the guest.
     fn netbus_call(&self) -> String {
-        let (user, program) = (self.user, self.program("netbus"));
-        let user = match user {
+        let user = match self.user {
             ROOT => String::new(),
             user => format!("setpriv --reuid={user} --regid=nogroup --clear-groups "),
         };
-        format!("{user}env {ENVIRONMENT} NETBUS_NAME='{}' '{program}'", self.name)
+        format!("{user}env {ENVIRONMENT} NETBUS_NAME='{}' '{}'", self.name, self.program("netbus"))
     }
 
     fn try_netbus(&self, args: &[&str]) -> anyhow::Result<Reply> {
-        let args: Vec<String> = args.iter().map(|arg| format!("'{}'", arg.replace('\'', r"'\''"))).collect();
-        self.try_run(&format!("{} {}", self.netbus_call(), args.join(" ")))
+        self.try_run(&self.netbus_script(args))
     }
 
     fn end_daemon(&mut self, signal: &str) -> anyhow::Result<()> {

@@ -19,16 +19,18 @@ struct Room {
 }
 
 /// Lower rooms first. A room that is not here does not pass: its author decides where it belongs.
-const ROOMS: [Room; 15] = [
+const ROOMS: [Room; 16] = [
     Room { name: "config", uses: &[] },
     Room { name: "discovery", uses: &[] },
     Room { name: "identity", uses: &["config"] },
     Room { name: "buffers", uses: &[] },
     Room { name: "latency", uses: &[] },
     Room { name: "outbox", uses: &[] },
+    // What is asked of the kernel, whatever for.
+    Room { name: "kernel", uses: &[] },
     Room { name: "session", uses: &["buffers", "identity", "latency", "outbox"] },
     // A device is the same whether a peer or an application uses it: no class knows of peers, leases or the owner.
-    Room { name: "class", uses: &["backend", "buffers", "frontend", "latency", "outbox"] },
+    Room { name: "class", uses: &["backend", "buffers", "frontend", "kernel", "latency", "outbox"] },
     Room { name: "backend", uses: &["class", "latency", "session"] },
     Room { name: "frontend", uses: &["class", "channel", "latency", "session"] },
     Room { name: "channel", uses: &["class", "backend", "frontend", "latency"] },

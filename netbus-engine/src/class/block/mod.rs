@@ -30,26 +30,20 @@ use super::{
 };
 use crate::frontend::{Framed, Frontend, Presentation, Queue};
 #[cfg(target_os = "linux")]
-use crate::{
-    class::NodeId, class::PresentedLink, kernel::KernelLink, kernel::helper::Helper, session::handed::HandedOver,
-};
+use crate::{class::NodeId, class::PresentedLink, kernel::KernelLink, session::handed::HandedOver};
 
 /// Its name in commands and stored identities.
 const NAME: &str = "block";
 
 /// The block class.
 #[derive(Default)]
-pub struct BlockClass {
-    /// Has the kernel serve disks.
-    #[cfg(target_os = "linux")]
-    helper: Helper,
-}
+pub struct BlockClass;
 
 impl BlockClass {
     /// The block class.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self
     }
 }
 
@@ -162,7 +156,7 @@ impl DeviceClass for BlockClass {
         link: HandedOver,
     ) -> BoxFuture<'a, Result<PresentedLink, PresentError>> {
         Box::pin(async move {
-            let (disk, link) = KernelDisk::make(self.helper.clone(), node, presentation, link).await?;
+            let (disk, link) = KernelDisk::make(node, presentation, link).await?;
             Ok((Box::new(disk) as _, link))
         })
     }
@@ -174,13 +168,13 @@ impl DeviceClass for BlockClass {
         device: &'a Bytes,
         link: HandedOver,
     ) -> BoxFuture<'a, Result<KernelLink, PresentError>> {
-        Box::pin(frontend::disk::renew(self.helper.clone(), node, device, link))
+        Box::pin(frontend::disk::renew(node, device, link))
     }
 
     #[cfg(target_os = "linux")]
     fn find_node(&self, node: NodeId) -> BoxFuture<'_, Result<Option<Box<dyn Frontend>>, PresentError>> {
         Box::pin(async move {
-            let disk = KernelDisk::find(self.helper.clone(), node).await?;
+            let disk = KernelDisk::find(node).await?;
             Ok(disk.map(|disk| Box::new(disk) as _))
         })
     }

@@ -143,7 +143,7 @@ fn with_a_kernel_disk(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> any
     on_two_machines(|pair| {
         let disk = pair.add_disk_of(DISK, 64)?;
         pair.desk.start_helper()?;
-        pair.desk.use_as(FRIEND)?;
+        pair.desk.run_daemon_as(FRIEND)?;
         pair.start_daemons()?;
         pair.attic.netbus(&["publish", &disk, "--name", DISK])?;
         let node = pair.desk.netbus(&["subscribe", "attic/backup", "--as", "disk"])?;

@@ -7,6 +7,7 @@ mod disk;
 mod helper;
 mod interruptions;
 mod kernel;
+mod lent;
 mod main_job;
 mod partitions;
 mod rig;

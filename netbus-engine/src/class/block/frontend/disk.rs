@@ -38,7 +38,6 @@ const OFFERS: [Duration; 10] = [
 
 /// The node of a disk that the kernel has.
 pub struct KernelDisk {
-    helper: Helper,
     node: Node,
     identifier: Identifier,
 }
@@ -49,7 +48,6 @@ impl KernelDisk {
     /// # Errors
     /// [`PresentError::Unavailable`] where helper or kernel lack what is needed; [`PresentError::System`] otherwise.
     pub async fn make(
-        helper: Helper,
         identifier: [u8; 16],
         presentation: &Presentation,
         link: HandedOver,
@@ -67,21 +65,23 @@ impl KernelDisk {
             read_only,
             features: Features { flush: true, fua: true, trim: !read_only, write_zeroes: !read_only }.bits(),
         };
+        let helper = Helper::connect().await.map_err(unmade)?;
         // What this one needs of the kernel is loaded when the helper starts, which it does when it is asked.
         helper.disks().await.map_err(unmade)?;
         let link = prepare(link)?;
         let node = helper.attach(link.socket(), &request).await.map_err(|error| lost_or(&link, error))?;
-        Ok((Self { helper, node, identifier }, link))
+        Ok((Self { node, identifier }, link))
     }
 
     /// The disk that an earlier daemon has made, if the kernel has it still and it is more than a rest that gives errors.
     ///
     /// # Errors
     /// The helper cannot be asked.
-    pub async fn find(helper: Helper, identifier: [u8; 16]) -> Result<Option<Self>, PresentError> {
+    pub async fn find(identifier: [u8; 16]) -> Result<Option<Self>, PresentError> {
         let identifier = Identifier::from(identifier);
+        let helper = Helper::connect().await.map_err(unmade)?;
         let node = find(&helper, identifier).await.map_err(unmade)?;
-        Ok(node.filter(|node| node.nbd >= 0).map(|node| Self { helper, node, identifier }))
+        Ok(node.filter(|node| node.nbd >= 0).map(|node| Self { node, identifier }))
     }
 }
 
@@ -89,15 +89,11 @@ impl KernelDisk {
 ///
 /// # Errors
 /// [`PresentError`]; the kernel has no such disk, among others.
-pub async fn renew(
-    helper: Helper,
-    identifier: [u8; 16],
-    device: &Bytes,
-    link: HandedOver,
-) -> Result<KernelLink, PresentError> {
+pub async fn renew(identifier: [u8; 16], device: &Bytes, link: HandedOver) -> Result<KernelLink, PresentError> {
     let identifier = Identifier::from(identifier);
     let size = geometry(device).map_err(|error| refused(io::Error::other(error)))?.size;
     let link = prepare(link)?;
+    let helper = Helper::connect().await.map_err(unmade)?;
     helper.reconnect(link.socket(), identifier).await.map_err(|error| lost_or(&link, error))?;
     let offered = link.try_clone().map_err(refused)?;
     tokio::spawn(async move {
@@ -148,7 +144,8 @@ impl Frontend for KernelDisk {
 
     fn remove(&mut self, force: bool) -> BoxFuture<'_, Result<(), RemoveError>> {
         async move {
-            match self.helper.detach(self.identifier, force).await {
+            let detach = async { Helper::connect().await?.detach(self.identifier, force).await };
+            match detach.await {
                 Ok(()) | Err(HelperError::Absent(_)) => Ok(()),
                 Err(HelperError::InUse(_)) => {
                     let Node { path, major, minor, .. } = &self.node;
@@ -156,7 +153,7 @@ impl Frontend for KernelDisk {
                     let text = tokio::task::spawn_blocking(move || busy_text(&path, number)).await;
                     Err(text.map_or_else(|error| RemoveError::System(io::Error::other(error)), RemoveError::Busy))
                 }
-                Err(error) => Err(RemoveError::System(error.into())),
+                Err(error) => Err(RemoveError::System(io::Error::other(error))),
             }
         }
         .boxed()
@@ -176,17 +173,22 @@ fn busy_text(path: &str, (major, minor): (u32, u32)) -> String {
 }
 
 fn unmade(error: HelperError) -> PresentError {
-    match error {
-        HelperError::Missing(text) => {
-            PresentError::Unavailable(format!("{text}. Without it, `--as file` and `--as nbd` work"))
+    let what_to_do = match &error {
+        HelperError::Missing => "Install the package netbus",
+        HelperError::Unreachable(_) => "See whether the system's message bus runs",
+        HelperError::Unsupported(_) => "Use a kernel that has nbd, device-mapper and TLS",
+        HelperError::Refused(_) | HelperError::InUse(_) | HelperError::Absent(_) | HelperError::Failed(_) => {
+            return refused(io::Error::other(error));
         }
-        error @ (HelperError::InUse(_) | HelperError::Absent(_) | HelperError::Refused(_)) => refused(error.into()),
-    }
+    };
+    let text =
+        format!("The kernel cannot serve the disk: {error}. {what_to_do}; `--as file` and `--as nbd` work without");
+    PresentError::Unavailable(text)
 }
 
 fn refused(error: io::Error) -> PresentError {
     if error.kind() == io::ErrorKind::Unsupported {
-        return PresentError::Unavailable(format!("{error}. Without it, `--as file` and `--as nbd` work"));
+        return unmade(HelperError::Unsupported(error.to_string()));
     }
     PresentError::System { context: "The kernel cannot serve the disk".to_owned(), source: error }
 }

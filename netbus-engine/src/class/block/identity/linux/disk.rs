@@ -1,18 +1,18 @@
-//! Disks, partitions and what is built of them: found by their facts, claimed with `O_EXCL`.
+//! Disks, partitions and what is built of them: found by their facts, claimed with `O_EXCL` (`node`).
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use netbus_proto::class::block::Geometry;
-use rustix::fs::{Access, AtFlags, CWD, OFlags, accessat, ioctl_blksszget};
-use rustix::io::Errno;
+use rustix::fs::ioctl_blksszget;
 
 use super::super::slug::slug;
 use super::super::{Facts, Failures, encode, file, in_use, start};
 use super::facts::{facts, is_known_by};
+use super::node::{claim, refuse_publisher, refuse_strangers};
 use crate::class::block::NAME;
 use crate::class::block::local::Description;
 use crate::class::block::scan::linux::{Disk, Kind, Snapshot, System, attribute};
@@ -23,9 +23,9 @@ pub(super) fn identify(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Res
     let geometry = geometry(&disk.path, disk.size, disk.block_size)?;
     refuse_users(snapshot, disk, read_only)?;
     let read_only = read_only || disk.read_only;
-    refuse_strangers(disk, read_only)?;
     let facts = facts(snapshot, disk).ok_or_else(|| nameless(disk))?;
     refuse_twins(snapshot, disk, &facts)?;
+    refuse_publisher(snapshot, disk, read_only)?;
     Ok(Identified {
         suggested_name: slug(&snapshot.model(disk), "disk"),
         identity: Identity { class: NAME.to_owned(), facts, last_path: disk.path.clone() },
@@ -142,13 +142,6 @@ fn refuse_users(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<(),
     Ok(())
 }
 
-/// Refuses a device that this user may not open, without opening it: closing a disk that was open for writing makes
-/// the system look at it anew.
-fn refuse_strangers(disk: &Disk, read_only: bool) -> Result<(), OpenError> {
-    let access = if read_only { Access::READ_OK } else { Access::READ_OK | Access::WRITE_OK };
-    accessat(CWD, &disk.path, access, AtFlags::EACCESS).map_err(|errno| refused(disk, read_only, errno.into()))
-}
-
 /// Refuses a node that is not that of the device which was found: it was replugged or its node replaced meanwhile.
 fn refuse_exchanged(disk: &Disk, node: &File) -> Result<(), OpenError> {
     let is_node = node
@@ -158,23 +151,6 @@ fn refuse_exchanged(disk: &Disk, node: &File) -> Result<(), OpenError> {
         return Ok(());
     }
     Err(OpenError::Absent(format!("{} was exchanged for another disk just now", disk.path.display())))
-}
-
-/// Claims a device for this process alone. A reader shares one that is mounted for reading, which nobody can claim.
-fn claim(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<File, OpenError> {
-    match open_node(&disk.path, read_only, OFlags::EXCL) {
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
-            if read_only && !snapshot.uses(disk).is_empty() {
-                return open_node(&disk.path, true, OFlags::empty()).map_err(|error| refused(disk, true, error));
-            }
-            Err(in_use(
-                &disk.path,
-                "another publication or program has claimed it or a part of it",
-                "end that first (`netbus status` lists what is published)",
-            ))
-        }
-        node => node.map_err(|error| refused(disk, read_only, error)),
-    }
 }
 
 /// Locks the file below a loop device, so that neither it nor another device on it is published meanwhile. Partitions
@@ -187,11 +163,6 @@ fn claim_below(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<Vec<
     let below = file::open_file(path, true)?;
     file::claim(&below, path, read_only || whole.name != disk.name)?;
     Ok(vec![below])
-}
-
-fn open_node(path: &Path, read_only: bool, flags: OFlags) -> io::Result<File> {
-    let flags = (flags | OFlags::NONBLOCK).bits().cast_signed();
-    OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path)
 }
 
 fn read_geometry(disk: &Disk, node: &mut File) -> Result<Geometry, OpenError> {
@@ -226,25 +197,6 @@ fn life(whole: &Disk, disk: &Disk, facts: &Facts) -> (String, String) {
     let life = format!("disk {} {} {sequence}", super::boot(), whole.number);
     // Before Linux 5.15 there is no counter: the facts tell a disk from another that got its number.
     (life, format!("{} {facts:?}", disk.number))
-}
-
-fn refused(disk: &Disk, read_only: bool, error: io::Error) -> OpenError {
-    let shown = disk.path.display();
-    match Errno::from_io_error(&error) {
-        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
-            OpenError::Absent(format!("{shown} is not there now, or has no medium in it"))
-        }
-        Some(Errno::ACCESS | Errno::PERM) if !read_only && open_node(&disk.path, true, OFlags::empty()).is_ok() => {
-            OpenError::Unfit(format!(
-                "{shown} may only be read by this user: publish it with --read-only, or run Netbus as root"
-            ))
-        }
-        Some(Errno::ACCESS | Errno::PERM) => OpenError::Unfit(format!(
-            "{shown} may not be opened by this user: run Netbus as root, or add the user to the group that owns it (often `disk`)"
-        )),
-        Some(Errno::ROFS) => OpenError::Unfit(format!("{shown} is write-protected: publish it with --read-only")),
-        _ => OpenError::System { context: format!("Opening {shown} failed"), source: error },
-    }
 }
 
 fn nameless(disk: &Disk) -> OpenError {

@@ -3,6 +3,7 @@
 
 mod disk;
 mod facts;
+mod node;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
