@@ -19,7 +19,7 @@ impl KernelLink {
     /// # Errors
     /// [`io::ErrorKind::Unsupported`] where the kernel has no TLS, or not the link's cipher.
     pub fn prepare(link: HandedOver) -> io::Result<Self> {
-        let HandedOver { stream, send, receive, .. } = link;
+        let (stream, send, receive) = link.into_parts();
         let socket = stream.into_std()?;
         tls::install(&socket, &send, &receive)?;
         Ok(Self(socket))

@@ -18,16 +18,15 @@ use super::secure::Secured;
 /// A data link whose channel was granted. The framing that was asked for begins with the next byte in either direction;
 /// nothing of it has been read.
 pub struct HandedOver {
-    /// The connection.
-    pub stream: TcpStream,
+    stream: TcpStream,
     /// The lease.
     pub grant: Grant,
     /// Whose key the host proved to have.
     pub host: Fingerprint,
-    /// For the direction to the host.
-    pub send: TrafficKeys,
-    /// For the direction from the host.
-    pub receive: TrafficKeys,
+    /// The direction to the host.
+    sealer: Sealer,
+    /// The direction from the host.
+    opener: Opener,
 }
 
 /// Why there is no data link.
@@ -46,17 +45,48 @@ pub enum DataLinkError {
 
 impl HandedOver {
     /// The link for those who have no kernel that speaks TLS.
+    #[must_use]
+    pub fn into_halves(self) -> (LinkReader, LinkWriter) {
+        let (read, write) = self.stream.into_split();
+        let writer = LinkWriter::new(write, self.sealer);
+        let mut reader = LinkReader::new(read, self.opener);
+        reader.mind(&writer);
+        (reader, writer)
+    }
+
+    /// The connection, and the keys to it: to the host, and from it.
+    #[must_use]
+    pub fn into_parts(self) -> (TcpStream, TrafficKeys, TrafficKeys) {
+        (self.stream, self.sealer.into_traffic_keys(), self.opener.into_traffic_keys())
+    }
+
+    /// Sends a request of the framing, of at most 16 KiB, and gives the reply, whose length the framing tells from its
+    /// beginning: `length` gives it, or `None` while that takes more bytes. There must be no other request under way, so
+    /// that the link is between two records again afterwards.
     ///
     /// # Errors
-    /// The keys are of a cipher that this program does not have.
-    pub fn into_halves(self) -> io::Result<(LinkReader, LinkWriter)> {
-        let (read, write) = self.stream.into_split();
-        let sealer = Sealer::new((self.send.sequence, self.send.secrets)).map_err(io::Error::other)?;
-        let opener = Opener::new((self.receive.sequence, self.receive.secrets)).map_err(io::Error::other)?;
-        let writer = LinkWriter::new(write, sealer);
-        let mut reader = LinkReader::new(read, opener);
-        reader.mind(&writer);
-        Ok((reader, writer))
+    /// The connection's; [`io::ErrorKind::InvalidData`] if the host sends more than the reply.
+    pub async fn exchange(
+        &mut self,
+        request: &[u8],
+        length: impl Fn(&[u8]) -> io::Result<Option<usize>>,
+    ) -> io::Result<Vec<u8>> {
+        let mut record = vec![0; request.len() + OVERHEAD];
+        self.sealer.seal(Content::Data, request, &mut record).map_err(io::Error::other)?;
+        self.stream.write_all(&record).await?;
+        let mut reply = Vec::new();
+        loop {
+            let mut record = next_record(&mut self.stream).await?;
+            match self.opener.open(&mut record).map_err(io::Error::other)? {
+                (Content::Data, plaintext) => reply.extend_from_slice(plaintext),
+                (Content::Alert, _) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+            match length(&reply)? {
+                Some(length) if length < reply.len() => return Err(io::ErrorKind::InvalidData.into()),
+                Some(length) if length == reply.len() => return Ok(reply),
+                Some(_) | None => {}
+            }
+        }
     }
 }
 
@@ -169,8 +199,7 @@ impl Dialer {
             return Err(error.into());
         };
         let Secured { stream, sealer, opener, peer, exporter: _ } = self.link;
-        let (send, receive) = (sealer.into_traffic_keys(), opener.into_traffic_keys());
-        Ok(HandedOver { stream, grant, host: peer, send, receive })
+        Ok(HandedOver { stream, grant, host: peer, sealer, opener })
     }
 }
 

@@ -308,7 +308,7 @@ impl Disk {
             Ok(handed) => {
                 assert_eq!(handed.host, host);
                 let grant = handed.grant.clone();
-                let (reader, writer) = handed.into_halves().unwrap();
+                let (reader, writer) = handed.into_halves();
                 Ok(Link { reader, writer, grant })
             }
             Err(DataLinkError::Refused(refusal)) => Err(refusal.reason),

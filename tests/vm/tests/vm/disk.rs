@@ -108,6 +108,30 @@ fn a_disk_on_a_dead_link_is_given_up_by_force_and_nobody_hangs() -> anyhow::Resu
 }
 
 #[test]
+fn a_partitioned_disk_shows_its_partitions_and_a_daemon_that_comes_after_knows_them() -> anyhow::Result<()> {
+    with_a_kernel_disk(|pair| {
+        let (whole, second) = (NODE, format!("{NODE}.2"));
+        pair.desk.run(&format!("printf 'size=16MiB\n,\n' | sfdisk -q -X gpt {whole}"))?;
+        pair.desk.netbus(&["unsubscribe", "attic/backup"])?;
+        wait_until_free(pair)?;
+        pair.desk.netbus(&["subscribe", "attic/backup", "--as", "disk"])?;
+        ensure!(pair.desk.run(&format!("blockdev --getsize64 {NODE}.1"))?.trim() == (16 << 20).to_string());
+        pair.desk.run(&format!("mkfs.ext4 -q {second} && mkdir -p /mnt/disk && mount {second} /mnt/disk"))?;
+        pair.desk.kill_daemon()?;
+        pair.desk.start_daemon()?;
+        pair.desk.becomes("active")?;
+        let refusal = pair.desk.netbus_fails(&["unsubscribe", "attic/backup"])?;
+        ensure!(refusal.contains("mounted at /mnt/disk"), "{refusal}");
+        pair.desk.run("umount /mnt/disk")?;
+        pair.desk.netbus(&["unsubscribe", "attic/backup"])?;
+        wait_until_free(pair)?;
+        let disk = pair.attic.node_of(DISK)?;
+        // Without udev nobody else has the kernel look at it anew.
+        pair.attic.run(&format!("blockdev --rereadpt {disk} && e2fsck -fn {disk}2")).map(drop)
+    })
+}
+
+#[test]
 fn after_a_power_failure_a_clean_disk_goes_on_and_a_dirty_one_fails_with_a_reason() -> anyhow::Result<()> {
     with_a_kernel_disk(|pair| {
         pair.desk.run(&format!(

@@ -22,14 +22,16 @@ pub(super) fn holders(path: &Path) -> Vec<String> {
     })
 }
 
-/// Where a device of device-mapper is mounted, and those who have it or a file on it open: `mounted at /mnt`,
-/// `in use by mkfs (process 812)`.
-pub(in super::super) fn of_device(major: u32, minor: u32) -> Vec<String> {
-    let mounts = mountinfo::mounts_of(major, minor).unwrap_or_default();
-    let (node, below) = (PathBuf::from(format!("/dev/dm-{minor}")), mounts.clone());
+/// Where devices of device-mapper with these numbers are mounted, and those who have one or a file on it open:
+/// `mounted at /mnt`, `in use by mkfs (process 812)`.
+pub(in super::super) fn of_devices(numbers: &[(u32, u32)]) -> Vec<String> {
+    let mounts_of = |&(major, minor): &(u32, u32)| mountinfo::mounts_of(major, minor).unwrap_or_default();
+    let mounts: Vec<PathBuf> = numbers.iter().flat_map(mounts_of).collect();
+    let nodes: Vec<PathBuf> = numbers.iter().map(|(_, minor)| PathBuf::from(format!("/dev/dm-{minor}"))).collect();
+    let below = mounts.clone();
     let programs = within(LOOK, move |found| {
-        let is_on_it = |path: &Path| path == node || below.iter().any(|mount| path.starts_with(mount));
-        processes(found, |process| links(process).any(|path| is_on_it(&path)));
+        let is_on_them = |path: &PathBuf| nodes.contains(path) || below.iter().any(|mount| path.starts_with(mount));
+        processes(found, |process| links(process).any(|path| is_on_them(&path)));
     });
     let mounts = mounts.iter().map(|path| format!("mounted at {}", path.display()));
     mounts.chain(programs.iter().map(|program| format!("in use by {program}"))).collect()

@@ -46,6 +46,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use self::clients::{Clients, Refused};
 use self::handshake::{Access, Export, Outcome};
 use self::transmission::Disk;
+#[cfg(target_os = "linux")]
+pub(super) use self::wire::{REPLY_LEN, check_reply, read_request};
 use crate::class::PresentError;
 use crate::frontend::{Framed, Frontend, Presentation, Queue, RemoveError};
 

@@ -25,7 +25,7 @@ pub(super) const REPLY_MAGIC: u32 = 0x6744_6698;
 pub(super) const REQUEST_LEN: usize = 28;
 
 /// Length of a simple reply without its payload, in bytes.
-pub(super) const REPLY_LEN: usize = 16;
+pub(in super::super) const REPLY_LEN: usize = 16;
 
 /// The largest payload of one READ or WRITE, in bytes: what clients may rely on ("Block size constraints").
 pub(super) const MAX_PAYLOAD: u32 = 32 * 1024 * 1024;
@@ -176,6 +176,31 @@ pub(super) fn reply_header(cookie: u64, error: Option<Errno>) -> [u8; REPLY_LEN]
     bytes
 }
 
+/// A READ as a client sends it that asks for one thing at a time.
+#[cfg(target_os = "linux")]
+pub(in super::super) fn read_request(offset: u64, length: u32) -> [u8; REQUEST_LEN] {
+    let mut bytes = [0; REQUEST_LEN];
+    bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+    bytes[6..8].copy_from_slice(&command::READ.to_be_bytes());
+    bytes[16..24].copy_from_slice(&offset.to_be_bytes());
+    bytes[24..].copy_from_slice(&length.to_be_bytes());
+    bytes
+}
+
+/// Reads the part of a reply before its payload, as that client.
+///
+/// # Errors
+/// The server's error, or `InvalidData` for something that is no reply.
+#[cfg(target_os = "linux")]
+pub(in super::super) fn check_reply(bytes: &[u8; REPLY_LEN]) -> io::Result<()> {
+    let mut fields = &bytes[..];
+    match (fields.get_u32(), fields.get_u32(), fields.get_u64()) {
+        (REPLY_MAGIC, 0, 0) => Ok(()),
+        (REPLY_MAGIC, error, 0) => Err(io::Error::other(format!("The host answers with error {error}"))),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "The host has sent something that is no reply")),
+    }
+}
+
 /// Reads `length` bytes and forgets them.
 pub(super) async fn drain(reader: &mut (impl AsyncRead + Unpin), length: u64) -> io::Result<()> {
     let drained = tokio::io::copy(&mut reader.take(length), &mut tokio::io::sink()).await?;
@@ -213,6 +238,19 @@ mod tests {
         assert_eq!(header, RequestHeader { flags: 1, command: 6, cookie, offset: 4096, length: 8192 });
         let garbage = RequestHeader::parse(&[7; REQUEST_LEN]).unwrap_err();
         assert_eq!(garbage.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_client_is_understood_and_told_of_errors() {
+        let header = RequestHeader::parse(&read_request(4096, 512)).unwrap();
+        let read = RequestHeader { flags: 0, command: command::READ, cookie: 0, offset: 4096, length: 512 };
+        assert_eq!(header, read);
+        check_reply(&reply_header(0, None)).unwrap();
+        assert!(check_reply(&reply_header(0, Some(Errno::Io))).unwrap_err().to_string().contains("error 5"));
+        for wrong in [reply_header(1, None), [0; REPLY_LEN]] {
+            assert_eq!(check_reply(&wrong).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
     }
 
     #[test]

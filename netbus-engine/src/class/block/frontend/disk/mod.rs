@@ -3,6 +3,11 @@
 //! It is an nbd device on the socket of a data link, below a device of device-mapper. The kernel serves it: this program
 //! makes it, gives it new links, and takes it away, all of it through the privileged helper. What happens to this
 //! program meanwhile is nothing to the disk.
+//!
+//! `table`: its partitions, which are read when it is made. A disk that gets another table shows other partitions when
+//! it is subscribed to anew.
+
+mod table;
 
 use std::io;
 use std::time::Duration;
@@ -11,11 +16,13 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use netbus_helper_interface::disk::{DiskRequest, Features, Identifier, Node};
+use netbus_helper_interface::partition::PartitionRequest;
 use netbus_proto::class::block::Geometry;
 
 use super::file::holders;
 use crate::class::PresentError;
 use crate::class::block::geometry;
+use crate::class::block::partitions::Partition;
 use crate::frontend::{Frontend, Presentation, RemoveError};
 use crate::kernel::KernelLink;
 use crate::kernel::helper::{Helper, HelperError};
@@ -53,7 +60,7 @@ impl KernelDisk {
         link: HandedOver,
     ) -> Result<(Self, KernelLink), PresentError> {
         let identifier = Identifier::from(identifier);
-        let Geometry { size, block_size } =
+        let geometry @ Geometry { size, block_size } =
             geometry(&presentation.device).map_err(|error| refused(io::Error::other(error)))?;
         let read_only = presentation.read_only;
         let request = DiskRequest {
@@ -68,8 +75,20 @@ impl KernelDisk {
         let helper = Helper::connect().await.map_err(unmade)?;
         // What this one needs of the kernel is loaded when the helper starts, which it does when it is asked.
         helper.disks().await.map_err(unmade)?;
+        let (link, partitions) = table::read(link, geometry).await.map_err(|error| {
+            tracing::debug!(%error, "A partition table could not be read");
+            PresentError::LinkLost
+        })?;
         let link = prepare(link)?;
-        let node = helper.attach(link.socket(), &request).await.map_err(|error| lost_or(&link, error))?;
+        let mut node = helper.attach(link.socket(), &request).await.map_err(|error| lost_or(&link, error))?;
+        if !partitions.is_empty() {
+            let partitions: Vec<PartitionRequest> = partitions.into_iter().map(partition_request).collect();
+            match helper.partition(identifier, &partitions).await {
+                Ok(partitioned) => node = partitioned,
+                // The disk is there all the same.
+                Err(error) => tracing::warn!(%error, "The partitions of a disk could not be made"),
+            }
+        }
         Ok((Self { node, identifier }, link))
     }
 
@@ -114,6 +133,11 @@ pub async fn renew(identifier: [u8; 16], device: &Bytes, link: HandedOver) -> Re
     Ok(link)
 }
 
+fn partition_request(partition: Partition) -> PartitionRequest {
+    let Partition { number, start, length } = partition;
+    PartitionRequest { number, start, length }
+}
+
 fn prepare(link: HandedOver) -> Result<KernelLink, PresentError> {
     KernelLink::prepare(link).map_err(|error| {
         // The kernel takes keys for connections only.
@@ -148,9 +172,8 @@ impl Frontend for KernelDisk {
             match detach.await {
                 Ok(()) | Err(HelperError::Absent(_)) => Ok(()),
                 Err(HelperError::InUse(_)) => {
-                    let Node { path, major, minor, .. } = &self.node;
-                    let (path, number) = (path.clone(), (*major, *minor));
-                    let text = tokio::task::spawn_blocking(move || busy_text(&path, number)).await;
+                    let node = self.node.clone();
+                    let text = tokio::task::spawn_blocking(move || busy_text(&node)).await;
                     Err(text.map_or_else(|error| RemoveError::System(io::Error::other(error)), RemoveError::Busy))
                 }
                 Err(error) => Err(RemoveError::System(io::Error::other(error))),
@@ -160,8 +183,10 @@ impl Frontend for KernelDisk {
     }
 }
 
-fn busy_text(path: &str, (major, minor): (u32, u32)) -> String {
-    let holders = holders::of_device(major, minor);
+fn busy_text(node: &Node) -> String {
+    let Node { path, major, minor, partitions, .. } = node;
+    let partitions = partitions.iter().map(|partition| (partition.major, partition.minor));
+    let holders = holders::of_devices(&partitions.chain([(*major, *minor)]).collect::<Vec<_>>());
     let holders = match &holders[..] {
         [] => "in use by a program that cannot be seen from here".to_owned(),
         holders => holders.join(", "),
