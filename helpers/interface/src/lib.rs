@@ -38,6 +38,10 @@ pub trait Helper1 {
     /// kernel drops the new one and nothing changes: shut it down first.
     fn reconnect(&self, socket: Fd<'_>, identifier: &str) -> Result<(), Error>;
 
+    /// Lets a disk of the caller's wait in silence for its next socket, which may be long in coming: what is under way is
+    /// taken back and sent on that one, and the kernel's log does not tell of it all the time.
+    fn park(&self, identifier: &str) -> Result<(), Error>;
+
     /// Gives a disk of the caller's these partitions and no others: those that are there already stay as they are, the
     /// rest is removed and made. One that would have to go and is open refuses the call, and nothing has changed then.
     /// They must be sorted by their start and within the disk, and must not overlap. While there are any, nobody can

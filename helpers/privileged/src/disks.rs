@@ -64,6 +64,16 @@ impl Disks {
         nbd::reconnect(socket, index, &mark).map_err(failed("The disk cannot be reconnected"))
     }
 
+    /// Lets a disk wait in silence for its next socket.
+    ///
+    /// # Errors
+    /// [`Error::Absent`] if the owner has no such disk.
+    pub(crate) fn park(&self, owner: u32, identifier: Identifier) -> Result<(), Error> {
+        let mark = Mark { owner, identifier };
+        let (_, index) = find_alive(&mapper()?, &mark)?;
+        nbd::park(index, &mark).map_err(failed("The disk cannot be parked"))
+    }
+
     /// Gives a disk these partitions and no others.
     ///
     /// # Errors

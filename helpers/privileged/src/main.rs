@@ -55,6 +55,10 @@ fn main() -> anyhow::Result<()> {
     const IDLE: Duration = Duration::from_secs(20);
     const LOOK: Duration = Duration::from_secs(2);
 
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [nbd::UNPARK, index] = args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return Ok(nbd::set_usual_timeout(index.parse()?)?);
+    }
     device::sweep();
     disks::recover()?;
     let activity = service::Activity::new();

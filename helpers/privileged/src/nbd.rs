@@ -6,6 +6,8 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::process::Command;
+use std::thread;
 
 use netbus_helper_interface::disk::{Disk, Mark};
 use rustix::io::Errno;
@@ -19,9 +21,16 @@ const BLOCK_DIR: &str = "/sys/block";
 /// nbd's own and with one connection, the kernel does nothing else then: a slow host is not taken for a lost one.
 const RESEND: u32 = 300;
 
+/// The timeout of a parked device, in seconds. That it has one makes the kernel take back what is in flight, when
+/// [`RESEND`] is over, and keep it where new requests wait, in silence.
+const PARKED: u64 = 3600;
+
 /// How many seconds new requests wait for another link. The daemon decides how long an application waits, not the
 /// kernel: ten years.
 const PATIENCE: u64 = 10 * 365 * 24 * 3600;
+
+/// The argument with which this program sets the usual timeout of a device.
+pub(crate) const UNPARK: &str = "--unpark";
 
 /// Commands of the family.
 mod command {
@@ -145,10 +154,41 @@ pub(crate) fn connect(socket: BorrowedFd<'_>, disk: &Disk, mark: &Mark) -> io::R
 /// # Errors
 /// `EINVAL` if the device has another mark.
 pub(crate) fn reconnect(socket: BorrowedFd<'_>, index: Index, mark: &Mark) -> io::Result<()> {
+    let is_usual = fs::read_to_string(index.file("queue/io_timeout"))?.trim() == RESEND.to_string();
     let mut attributes = of_device(index, mark);
     put_socket(&mut attributes, socket.as_raw_fd());
+    if !is_usual {
+        attributes.put_long(attribute::TIMEOUT, 0);
+    }
+    family()?.call(command::RECONFIGURE, &attributes)?;
+    if is_usual { Ok(()) } else { unpark(index) }
+}
+
+/// Lets a device with this mark wait in silence for another socket, until [`reconnect`].
+///
+/// # Errors
+/// `EINVAL` if the device has another mark.
+pub(crate) fn park(index: Index, mark: &Mark) -> io::Result<()> {
+    let mut attributes = of_device(index, mark);
+    attributes.put_long(attribute::TIMEOUT, PARKED);
     family()?.call(command::RECONFIGURE, &attributes)?;
     Ok(())
+}
+
+/// Gives a device that was parked its usual timeout, in a process of its own: newer kernels wait there for the requests
+/// under way, and so for ever if the link dies at this moment. This program must not, which gives the disk its next one.
+fn unpark(index: Index) -> io::Result<()> {
+    let mut child = Command::new("/proc/self/exe").arg(UNPARK).arg(index.0.to_string()).spawn()?;
+    thread::spawn(move || child.wait());
+    Ok(())
+}
+
+/// What [`unpark`]'s process does.
+///
+/// # Errors
+/// Those of the system.
+pub(crate) fn set_usual_timeout(index: u32) -> io::Result<()> {
+    fs::write(Index(index).file("queue/io_timeout"), RESEND.to_string())
 }
 
 /// Changes the size, in bytes, of a device with this mark.

@@ -109,6 +109,20 @@ impl Service {
         told(&format!("User {owner} partitions a disk"), node)
     }
 
+    async fn park(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        identifier: String,
+    ) -> Result<(), Error> {
+        let _call = self.activity.begin();
+        let identifier = Identifier::parse(&identifier)?;
+        let owner = authority::user(connection, &header).await?;
+        let disks = Arc::clone(&self.disks);
+        let done = blocking::unblock(move || disks.park(owner, identifier)).await;
+        told(&format!("User {owner} parks a disk"), done)
+    }
+
     async fn resize(
         &self,
         #[zbus(header)] header: Header<'_>,

@@ -128,6 +128,11 @@ pub trait DeviceClass: Send + Sync + 'static {
         Box::pin(async { Err(no_kernel()) })
     }
 
+    /// Prepares a node of the kernel for a long time without a link.
+    fn park_node(&self, _node: NodeId) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     /// A node that an earlier daemon has made, if the kernel still has it.
     fn find_node(&self, _node: NodeId) -> BoxFuture<'_, Result<Option<Box<dyn Frontend>>, PresentError>> {
         Box::pin(async { Ok(None) })

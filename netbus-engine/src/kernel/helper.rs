@@ -76,6 +76,14 @@ impl Helper {
         Ok(self.proxy.reconnect(Fd::from(socket.as_fd()), &identifier.to_string()).await?)
     }
 
+    /// Lets a disk wait in silence for its next socket.
+    ///
+    /// # Errors
+    /// [`HelperError`].
+    pub async fn park(&self, identifier: Identifier) -> Result<(), HelperError> {
+        Ok(self.proxy.park(&identifier.to_string()).await?)
+    }
+
     /// Gives a disk these partitions and no others.
     ///
     /// # Errors

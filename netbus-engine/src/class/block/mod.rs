@@ -172,6 +172,11 @@ impl DeviceClass for BlockClass {
     }
 
     #[cfg(target_os = "linux")]
+    fn park_node(&self, node: NodeId) -> BoxFuture<'_, ()> {
+        Box::pin(frontend::disk::park(node))
+    }
+
+    #[cfg(target_os = "linux")]
     fn find_node(&self, node: NodeId) -> BoxFuture<'_, Result<Option<Box<dyn Frontend>>, PresentError>> {
         Box::pin(async move {
             let disk = KernelDisk::find(node).await?;

@@ -28,6 +28,9 @@ use crate::session::handed::{self, DataLinkError, HandedOver};
 /// How long to wait before a host that was not reached is dialed again. Applications wait meanwhile.
 const REDIAL_AFTER: Duration = Duration::from_millis(250);
 
+/// How long a node is without a link before that is a long time.
+const LONG: Duration = Duration::from_secs(10);
+
 /// Why a link was not granted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
@@ -280,6 +283,7 @@ impl Subscriber {
                 subscription.link = Some(link);
                 subscription.state = State::Linked;
                 subscription.alone_since = None;
+                subscription.parked = false;
                 match frontend {
                     Some(frontend) => self.presented(core, key, Ok(frontend), sessions),
                     None => self.tell_state(core, key),
@@ -326,6 +330,18 @@ impl Subscriber {
             self.subscriptions.iter().filter(|(_, subscription)| is_over(subscription)).map(|(key, _)| *key).collect();
         for key in over {
             self.give_up(core, key);
+        }
+    }
+
+    /// Prepares the nodes whose host is away for long.
+    pub(super) fn park_in_time(&mut self, core: &Core, now: Instant) {
+        for subscription in self.subscriptions.values_mut().filter(|subscription| !subscription.parked) {
+            let is_long = subscription.alone_since.is_some_and(|since| now.saturating_duration_since(since) > LONG);
+            let class = core.registry.by_name(&subscription.stored.class).filter(|_| is_long);
+            if let (Some(class), Some(StoredNode { id, .. })) = (class.cloned(), subscription.stored.kernel) {
+                subscription.parked = true;
+                tokio::spawn(async move { class.park_node(id).await });
+            }
         }
     }
 

@@ -173,6 +173,7 @@ impl Subscriber {
         sessions: &BTreeMap<Fingerprint, SessionHandle>,
     ) {
         self.give_up_in_time(core, now);
+        self.park_in_time(core, now);
         let due: Vec<Key> = self
             .subscriptions
             .iter()

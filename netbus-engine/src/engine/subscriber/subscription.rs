@@ -41,6 +41,8 @@ pub(in crate::engine) struct Subscription {
     pub(super) attempts: u64,
     /// Since when its applications wait for another link.
     pub(super) alone_since: Option<Instant>,
+    /// Whether the kernel was told that it may be a long time.
+    pub(super) parked: bool,
     /// Whether it was looked for the node that an earlier daemon has left in the kernel.
     pub(super) looked: bool,
     /// The lease goes back as soon as it is there, though the subscription stays: the daemon stops.
@@ -110,6 +112,7 @@ impl Subscription {
             link: None,
             attempts: 0,
             alone_since: None,
+            parked: false,
             looked: false,
             leaving: false,
             node: None,

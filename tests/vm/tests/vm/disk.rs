@@ -33,6 +33,18 @@ fn a_mounted_disk_outlives_its_links_the_daemons_and_the_helper() -> anyhow::Res
         pair.attic.stop_daemon()?;
         pair.attic.start_daemon()?;
         writing.goes_on(&pair.desk)?;
+        // A long absence does not fill the kernel's log.
+        pair.attic.cable(false)?;
+        let told = || pair.desk.run("dmesg | grep -c 'Possible stuck request'; true");
+        let timeout = || pair.desk.run("cat /sys/block/nbd0/queue/io_timeout").map(|text| text.trim().to_owned());
+        wait_for("the disk is parked", || Ok((timeout()? == "3600000").then_some(())))?;
+        std::thread::sleep(Duration::from_secs(1));
+        let before = told()?;
+        std::thread::sleep(Duration::from_secs(5));
+        ensure!(told()? == before, "The kernel tells of what waits");
+        pair.attic.cable(true)?;
+        writing.goes_on(&pair.desk)?;
+        wait_for("the disk is as it was", || Ok((timeout()? == "300").then_some(())))?;
         // Both, and the helper: the link is lost while nobody is there to see it.
         let helper = pair.desk.helper_process()?.context("The helper runs")?;
         pair.desk.run(&format!("kill -KILL {helper}"))?;

@@ -133,6 +133,14 @@ pub async fn renew(identifier: [u8; 16], device: &Bytes, link: HandedOver) -> Re
     Ok(link)
 }
 
+/// Lets a disk wait for its next link in silence: the kernel would tell of each waiting request several times a second.
+pub async fn park(identifier: [u8; 16]) {
+    let park = async { Helper::connect().await?.park(Identifier::from(identifier)).await };
+    if let Err(error) = park.await {
+        tracing::debug!(%error, "A disk was not parked");
+    }
+}
+
 fn partition_request(partition: Partition) -> PartitionRequest {
     let Partition { number, start, length } = partition;
     PartitionRequest { number, start, length }
