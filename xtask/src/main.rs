@@ -1,4 +1,4 @@
-//! The project's verbs, the same on every system: `cargo xtask run | test | check | cross | bench | setup`.
+//! The project's verbs, the same on every system: `cargo xtask run | test | check | cross | bench | package | setup`.
 //!
 //! Rooms:
 //! - [`setup`]: what must be installed, and installing it where the package manager is known.
@@ -6,6 +6,7 @@
 //! - [`test`]: everything in order, with one closing line.
 //! - [`cross`]: Windows and macOS from Linux.
 //! - [`bench`]: what it does per second, beside others.
+//! - [`package`]: what people install.
 //! - [`run`]: the main job on this one machine, then a daemon for the user.
 //! - [`project`], [`command`], [`steps`]: where things are, how programs are called, how progress is told.
 
@@ -13,6 +14,7 @@ mod bench;
 mod check;
 mod command;
 mod cross;
+mod package;
 mod project;
 mod run;
 mod setup;
@@ -31,6 +33,9 @@ fn main() -> ExitCode {
         Verb::Check => check::check(),
         Verb::Cross { windows, macos } => cross::cross(cross::Targets::chosen(windows, macos)),
         Verb::Bench { arguments } => bench::bench(&arguments),
+        Verb::Package { debug } => {
+            package::package(if debug { package::Profile::Debug } else { package::Profile::Release })
+        }
         Verb::Setup => setup::everything().map(drop),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
@@ -78,6 +83,12 @@ enum Verb {
         /// Passed on.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// Make the package for Debian and Ubuntu; prints where it is.
+    Package {
+        /// Of the debug build.
+        #[arg(long)]
+        debug: bool,
     },
     /// Install the packages that building, running and testing need.
     Setup,

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::setup::Done;
 use crate::setup::kernel;
 use crate::steps::{Outcome, Steps, Tally};
-use crate::{check, command, cross, project, run, setup};
+use crate::{check, command, cross, package, project, run, setup};
 
 /// Runs all steps; `fast` leaves out other systems. With filters, runs only the tests whose names contain one of them,
 /// or the one step that is named.
@@ -114,7 +114,7 @@ fn vm(filters: &[String]) -> Result<Outcome> {
     if !kernel::SUPPORTED {
         return Ok(Outcome::Skipped("virtual machines are made for Linux on x86-64".to_owned()));
     }
-    for program in ["qemu-system-x86_64", "busybox", "apt-get"] {
+    for program in ["qemu-system-x86_64", "busybox", "apt-get", "dpkg-shlibdeps"] {
         if command::find(program).is_none() {
             return Ok(Outcome::Skipped(format!("{program} is missing")));
         }
@@ -124,6 +124,8 @@ fn vm(filters: &[String]) -> Result<Outcome> {
     }
     // These tests start the real programs, which are other crates'.
     command::run(project::cargo().args(["build", "--package", "netbus-engine", "--package", "netbus-helper"]))?;
+    // One of them installs the package.
+    package::make(package::Profile::Debug)?;
     counted(project::cargo().args(["test", "--package", project::VM_TESTS, "--no-fail-fast", "--"]).args(filters))
 }
 

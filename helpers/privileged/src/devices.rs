@@ -23,6 +23,9 @@ impl Devices {
     /// # Errors
     /// Those of the system.
     pub(crate) fn read() -> io::Result<Self> {
+        if !mapper::is_loaded() {
+            return Ok(Self::default());
+        }
         let mapper = match Mapper::open() {
             Err(error) if mapper::is_absent(&error) => return Ok(Self::default()),
             mapper => mapper?,

@@ -171,6 +171,36 @@ impl Disks {
     }
 }
 
+/// A disk of any user's, or what is left of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) mark: Mark,
+    /// Its path, for people.
+    pub(crate) name: String,
+    /// The device that programs use; `None` where only the one below it is there.
+    pub(crate) number: Option<(u32, u32)>,
+}
+
+/// Everything that this program has made, whosever it is.
+///
+/// # Errors
+/// Those of the system.
+pub(crate) fn found() -> io::Result<Vec<Found>> {
+    let Devices { disks, partitions } = Devices::read()?;
+    let whole = disks.into_iter().map(|(mark, device)| Found {
+        mark,
+        name: described(&device),
+        number: Some((device.major, device.minor)),
+    });
+    let mut found: Vec<Found> = whole.collect();
+    for mark in partitions.into_iter().map(|(mark, _)| mark.disk).chain(nbd::marks()?) {
+        if found.iter().all(|disk| disk.mark != mark) {
+            found.push(Found { mark, name: mark.to_string(), number: None });
+        }
+    }
+    Ok(found)
+}
+
 /// Whether there is anything that this program has made.
 ///
 /// # Errors

@@ -1,6 +1,8 @@
 //! The part of Netbus that needs root on Linux, to be read by whoever wants to know what root does.
 //!
 //! The message bus starts it when the daemon asks for something, and it ends when there is nothing left that it has made.
+//! `netbus-helper release-all` ends all disks when the machine goes off, `netbus-helper detach-unused` those that nobody
+//! uses when the package is removed.
 //! It opens no socket to a network, reads nothing that a peer has written, opens no path that a caller has named, and
 //! keeps no state: what it has made it finds in the kernel.
 //!
@@ -8,9 +10,11 @@
 //! - [`authority`]: who asks, and what polkit says to that.
 //! - [`disks`]: disks for subscribers, of [`nbd`] (over [`netlink`]) and [`mapper`], and their [`partitions`];
 //!   [`devices`] is what there is of them, [`links`] where people find it, in `/dev/netbus`.
+//! - [`release`]: the end of all disks, and what is [mounted](`mounts`) of them.
 //! - [`socket`]: which descriptors the kernel is given.
 //! - [`device`]: raw devices for publishers.
 //! - [`memory`]: which is kept while a disk is there.
+//! - [`manager`]: what systemd is told.
 //! - [`ioctl`]: all `unsafe` code.
 
 #[cfg(target_os = "linux")]
@@ -27,9 +31,13 @@ mod ioctl;
 #[cfg(target_os = "linux")]
 mod links;
 #[cfg(target_os = "linux")]
+mod manager;
+#[cfg(target_os = "linux")]
 mod mapper;
 #[cfg(target_os = "linux")]
 mod memory;
+#[cfg(target_os = "linux")]
+mod mounts;
 #[cfg(target_os = "linux")]
 mod nbd;
 #[cfg(target_os = "linux")]
@@ -37,13 +45,28 @@ mod netlink;
 #[cfg(target_os = "linux")]
 mod partitions;
 #[cfg(target_os = "linux")]
+mod release;
+#[cfg(target_os = "linux")]
 mod service;
 #[cfg(target_os = "linux")]
 mod socket;
 
-/// Serves until there is nothing to do for a while.
+/// Does what the one word says; without one, serves.
 #[cfg(target_os = "linux")]
 fn main() -> anyhow::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => serve(),
+        ["detach-unused"] => release::unused(),
+        ["release-all"] => release::all(),
+        [nbd::UNPARK, index] => Ok(nbd::set_usual_timeout(index.parse()?)?),
+        _ => anyhow::bail!("Only `detach-unused` and `release-all` can be said; without a word it serves"),
+    }
+}
+
+/// Serves until there is nothing to do for a while.
+#[cfg(target_os = "linux")]
+fn serve() -> anyhow::Result<()> {
     use std::thread;
     use std::time::Duration;
 
@@ -55,10 +78,6 @@ fn main() -> anyhow::Result<()> {
     const IDLE: Duration = Duration::from_secs(20);
     const LOOK: Duration = Duration::from_secs(2);
 
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    if let [nbd::UNPARK, index] = args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        return Ok(nbd::set_usual_timeout(index.parse()?)?);
-    }
     device::sweep();
     disks::recover()?;
     let activity = service::Activity::new();
@@ -76,12 +95,15 @@ fn main() -> anyhow::Result<()> {
         thread::sleep(LOOK);
     }
     disks::sweep()?;
-    // From here on the bus starts another one for whoever asks; what came before is still answered.
+    // From here on the bus starts another one for whoever asks; what came before is still answered. systemd would take a
+    // service that has given up its name for one to be killed, so it is told first that the end has come.
+    manager::tell_of_end();
     connection.release_name(names::SERVICE)?;
     thread::sleep(LOOK);
     while activity.idle() < LOOK {
         thread::sleep(LOOK);
     }
+    log("Nobody needs disks or devices any more");
     Ok(())
 }
 

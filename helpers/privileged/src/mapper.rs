@@ -4,6 +4,7 @@
 //! A device is named by its uuid, which is a mark ([`Marked`]), wherever it is changed: what has no mark cannot be touched.
 
 use std::fmt::Display;
+use std::path::Path;
 use std::{fs, io};
 
 use netbus_helper_interface::disk::Mark;
@@ -203,6 +204,11 @@ impl Mapper {
             room *= 4;
         }
     }
+}
+
+/// Whether the kernel has device-mapper already. Opening it would load it, also where there is nothing to ask it for.
+pub(crate) fn is_loaded() -> bool {
+    Path::new("/sys/class/misc/device-mapper").exists()
 }
 
 /// Whether an error of [`Mapper::open`] says that the kernel has no device-mapper, and so no device.

@@ -30,7 +30,7 @@ const PARKED: u64 = 3600;
 const PATIENCE: u64 = 10 * 365 * 24 * 3600;
 
 /// The argument with which this program sets the usual timeout of a device.
-pub(crate) const UNPARK: &str = "--unpark";
+pub(crate) const UNPARK: &str = "unpark";
 
 /// Commands of the family.
 mod command {
@@ -129,7 +129,12 @@ pub(crate) fn marks() -> io::Result<Vec<Mark>> {
 }
 
 fn all() -> io::Result<Vec<Index>> {
-    let names = fs::read_dir(BLOCK_DIR)?.flatten().map(|entry| entry.file_name());
+    let entries = match fs::read_dir(BLOCK_DIR) {
+        // Another root, as installers have it, without the system's own folders.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
     Ok(names.filter_map(|name| Index::of_name(name.to_str()?)).collect())
 }
 

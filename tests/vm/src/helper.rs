@@ -23,7 +23,7 @@ impl Machine {
     /// # Errors
     /// When one of them does not start.
     pub fn start_helper(&self) -> anyhow::Result<()> {
-        let (program, rules) = (self.program("netbus-helper"), "/usr/share/polkit-1/rules.d/90-netbus-test.rules");
+        let program = self.program("netbus-helper");
         self.run(&format!(
             "cd {FILES} &&
             install -D {program} /usr/libexec/netbus-helper &&
@@ -33,8 +33,23 @@ impl Machine {
             install -D -m 644 org.netbus.helper.policy -t /usr/share/polkit-1/actions &&
             install -D -m 644 59-netbus.rules -t /usr/lib/udev/rules.d &&
             install -D -m 644 netbus-modprobe.conf /usr/lib/modprobe.d/netbus.conf &&
-            modprobe -a nbd dm_mod tls &&
-            mkdir -p {{/etc,/usr/share}}/polkit-1/rules.d && chmod 755 {{/etc,/usr/share}}/polkit-1/rules.d &&
+            modprobe -a nbd dm_mod tls"
+        ))?;
+        self.befriend()?;
+        self.start_dbus()?;
+        self.run("setsid /usr/lib/polkit-1/polkitd --no-debug </dev/null >/lab/polkit.log 2>&1 &")?;
+        let ready = "pkcheck --action-id org.netbus.helper.attach --process $$";
+        wait_for("polkit answers", || self.run(ready).map(Some)).map(drop)
+    }
+
+    /// Lets polkit allow [`FRIEND`] what it allows an active user.
+    ///
+    /// # Errors
+    /// When the rules cannot be written.
+    pub fn befriend(&self) -> anyhow::Result<()> {
+        let rules = "/usr/share/polkit-1/rules.d/90-netbus-test.rules";
+        self.run(&format!(
+            "mkdir -p {{/etc,/usr/share}}/polkit-1/rules.d && chmod 755 {{/etc,/usr/share}}/polkit-1/rules.d &&
             cat >{rules} <<'END'
 polkit.addRule(function(action, subject) {{
     if (['org.netbus.helper.attach', 'org.netbus.helper.open-removable',
@@ -43,11 +58,8 @@ polkit.addRule(function(action, subject) {{
         return polkit.Result.YES;
 }});
 END"
-        ))?;
-        self.start_dbus()?;
-        self.run("setsid /usr/lib/polkit-1/polkitd --no-debug </dev/null >/lab/polkit.log 2>&1 &")?;
-        let ready = "pkcheck --action-id org.netbus.helper.attach --process $$";
-        wait_for("polkit answers", || self.run(ready).map(Some)).map(drop)
+        ))
+        .map(drop)
     }
 
     /// Asks the helper as this user.

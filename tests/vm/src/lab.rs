@@ -11,8 +11,8 @@ use anyhow::{Context, ensure};
 
 use crate::daemon::ROOT;
 use crate::kernel::Kernel;
-use crate::machine::{Machine, Parts, make_image};
-use crate::{initramfs, switch};
+use crate::machine::{Machine, Parts, System, make_image};
+use crate::{initramfs, switch, wait_for};
 
 /// Brings a guest back to the state that it booted into.
 const RESET: &str = include_str!("guest/reset.sh");
@@ -51,6 +51,46 @@ pub fn on_two_machines(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> an
     Ok(())
 }
 
+/// Runs a test on a machine on which systemd runs and Netbus's package was just installed. The machine serves the next
+/// test if this one went well and has not switched it off. Each test leaves what it found, and the package installed.
+///
+/// # Errors
+/// Those of the test. Also when the machine does not boot, or there is no package or it cannot be installed.
+pub fn on_an_installed_machine(test: impl FnOnce(&mut Machine) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    static IDLE: Mutex<Option<Machine>> = Mutex::new(None);
+    if !can_run() {
+        return Ok(());
+    }
+    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut machine = match idle.take() {
+        Some(machine) => machine,
+        None => boot_installed(run_folder()?)?,
+    };
+    if let Err(error) = test(&mut machine) {
+        return Err(error.context(machine.report()));
+    }
+    *idle = Some(machine).filter(Machine::is_on);
+    Ok(())
+}
+
+/// Where the guest finds the package.
+pub const PACKAGE: &str = "/lab/netbus.deb";
+
+fn boot_installed(run_folder: &RunFolder) -> anyhow::Result<Machine> {
+    let folder = run_folder.new_dir()?;
+    let parts = run_folder.parts(&folder)?;
+    switch::start(&parts.switch)?;
+    let mut machine = Machine::new("den", 3, System::Systemd, &folder, &parts)?;
+    run_folder.copy_package(&machine.folder.join("netbus.deb"))?;
+    machine.power_on()?;
+    machine.wait_for_boot()?;
+    let settled = "[ \"$(systemctl is-system-running)\" = running ] || { systemctl --failed --plain; false; }";
+    wait_for("systemd has started everything", || machine.run(settled).map(Some))
+        .and_then(|_| machine.run(&format!("dpkg -i {PACKAGE} 2>&1")))
+        .map_err(|error| error.context(machine.report()))?;
+    Ok(machine)
+}
+
 /// Whether this machine can run the tests. Where it cannot it says why, which in CI is a failure.
 #[must_use]
 pub fn can_run() -> bool {
@@ -69,13 +109,11 @@ pub fn can_run() -> bool {
 impl Pair {
     /// Boots two machines, in a folder of their own below `run_folder`.
     fn boot(run_folder: &RunFolder) -> anyhow::Result<Self> {
-        let number = (1..).find(|number| !run_folder.pair_dir(*number).exists()).context("Numbers do not end")?;
-        let folder = run_folder.pair_dir(number);
-        fs::create_dir(&folder)?;
+        let folder = run_folder.new_dir()?;
         let parts = run_folder.parts(&folder)?;
         switch::start(&parts.switch)?;
-        let mut attic = Machine::new("attic", 1, &folder, &parts)?;
-        let mut desk = Machine::new("desk", 2, &folder, &parts)?;
+        let mut attic = Machine::new("attic", 1, System::Bare, &folder, &parts)?;
+        let mut desk = Machine::new("desk", 2, System::Bare, &folder, &parts)?;
         attic.power_on()?;
         desk.power_on()?;
         attic.wait_for_boot()?;
@@ -118,6 +156,8 @@ impl Pair {
 
 struct RunFolder {
     path: PathBuf,
+    /// Where the programs were built.
+    profile_dir: PathBuf,
     kernel: Kernel,
     /// Locked as long as this process lives.
     _lock: File,
@@ -149,15 +189,30 @@ impl RunFolder {
                 .with_context(|| format!("{} is not there: run `cargo build` first", built.display()))?;
         }
         fs::write(path.join("initramfs"), initramfs::build(&kernel)?)?;
-        Ok(Self { path, kernel, _lock: lock })
+        Ok(Self { path, profile_dir: profile_dir.to_owned(), kernel, _lock: lock })
     }
 
-    fn pair_dir(&self, number: u32) -> PathBuf {
-        self.path.join(number.to_string())
+    /// Makes a folder for machines that share an Ethernet.
+    fn new_dir(&self) -> anyhow::Result<PathBuf> {
+        let mut names = (1..).map(|number: u32| self.path.join(number.to_string()));
+        let dir = names.find(|dir| !dir.exists()).context("Numbers do not end")?;
+        fs::create_dir(&dir)?;
+        Ok(dir)
     }
 
-    fn parts(&self, pair_dir: &Path) -> anyhow::Result<Arc<Parts>> {
-        let (switch, programs_dir) = (pair_dir.join("switch.sock"), self.path.join("programs"));
+    /// Copies the package, of which there is one.
+    fn copy_package(&self, to: &Path) -> anyhow::Result<()> {
+        let dir = self.profile_dir.join("package");
+        let entries = fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let package = entries.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+        let package = package
+            .with_context(|| format!("No package is in {}: run `cargo xtask package --debug` first", dir.display()))?;
+        fs::copy(package, to)?;
+        Ok(())
+    }
+
+    fn parts(&self, dir: &Path) -> anyhow::Result<Arc<Parts>> {
+        let (switch, programs_dir) = (dir.join("switch.sock"), self.path.join("programs"));
         ensure!(switch.as_os_str().len() < 100, "{}: the path is too long for a socket", switch.display());
         let (kernel, initramfs) = (self.kernel.clone(), self.path.join("initramfs"));
         Ok(Arc::new(Parts { kernel, initramfs, switch, programs_dir }))

@@ -28,6 +28,6 @@ pub mod qmp;
 pub mod switch;
 pub mod writer;
 
-pub use lab::{Pair, can_run, on_two_machines};
-pub use machine::{Bus, Machine};
+pub use lab::{PACKAGE, Pair, can_run, on_an_installed_machine, on_two_machines};
+pub use machine::{Bus, Machine, System};
 pub use netbus_lan_tests::{PATIENCE, wait_for};

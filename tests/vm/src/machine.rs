@@ -21,6 +21,9 @@ use crate::{PATIENCE, wait_for};
 /// Prepares the guest's system once its root is mounted.
 const BOOT: &str = include_str!("guest/boot.sh");
 
+/// Goes on from there where systemd shall be the guest's process 1.
+const SYSTEMD: &str = include_str!("guest/systemd.sh");
+
 /// What the boot script says when it gives up.
 const BOOT_FAILED: &str = "VM-BOOT-FAILED";
 
@@ -37,6 +40,15 @@ pub struct Parts {
     pub switch: PathBuf,
     /// The folder of the `netbus` program and the agent.
     pub programs_dir: PathBuf,
+}
+
+/// What runs on a machine before any test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    /// Nothing but what carries out commands.
+    Bare,
+    /// systemd, with the services that every system has.
+    Systemd,
 }
 
 /// How a disk is connected.
@@ -86,14 +98,19 @@ impl Machine {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn new(name: &str, number: u8, parent: &Path, parts: &Arc<Parts>) -> anyhow::Result<Self> {
+    pub fn new(name: &str, number: u8, system: System, parent: &Path, parts: &Arc<Parts>) -> anyhow::Result<Self> {
         let folder = parent.join(name);
         fs::create_dir(&folder)?;
         let address = format!("10.88.0.{number}");
         fs::write(folder.join("boot.sh"), BOOT)?;
+        fs::write(folder.join("systemd.sh"), SYSTEMD)?;
         let (modules_dir, agent) = (&parts.kernel.modules_dir, parts.programs_dir.join("netbus-vm-agent"));
+        let system = match system {
+            System::Bare => "bare",
+            System::Systemd => "systemd",
+        };
         let values = format!(
-            "MACHINE='{name}' ADDRESS='{address}' MODULES_DIR='{}' AGENT='{}'\n",
+            "MACHINE='{name}' ADDRESS='{address}' SYSTEM={system} MODULES_DIR='{}' AGENT='{}'\n",
             modules_dir.display(),
             agent.display()
         );
@@ -154,6 +171,16 @@ impl Machine {
         boot.qemu.kill()?;
         boot.qemu.wait()?;
         Ok(())
+    }
+
+    /// Waits until the machine, which was told to, has gone off by itself.
+    ///
+    /// # Errors
+    /// When it has not within this time, or crashed instead.
+    pub fn wait_for_power_off(&mut self, patience: Duration) -> anyhow::Result<()> {
+        let reason = self.boot()?.qmp.wait_for_shutdown(patience).map_err(|error| error.context(self.report()))?;
+        ensure!(reason == "guest-shutdown", "{} ended otherwise: {reason}\n{}", self.name, self.report());
+        self.power_off_hard()
     }
 
     /// Whether the machine is on.

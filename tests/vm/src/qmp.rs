@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
@@ -22,6 +23,29 @@ impl Qmp {
         let qmp = Self { stream: Mutex::new(BufReader::new(stream)) };
         qmp.execute("qmp_capabilities", &json!({}))?;
         Ok(qmp)
+    }
+
+    /// Waits for the event that the machine goes off; gives what QEMU takes for the reason.
+    ///
+    /// # Errors
+    /// When it does not come within this time.
+    pub fn wait_for_shutdown(&self, patience: Duration) -> anyhow::Result<String> {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Instant::now() + patience;
+        loop {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            ensure!(!rest.is_zero(), "The machine is on after {} s", patience.as_secs());
+            stream.get_ref().set_read_timeout(Some(rest))?;
+            let mut line = String::new();
+            let length = stream.read_line(&mut line);
+            stream.get_ref().set_read_timeout(Some(crate::PATIENCE))?;
+            let length = length.with_context(|| format!("The machine is on after {} s", patience.as_secs()))?;
+            ensure!(length > 0, "QEMU went without a word");
+            let message: Value = serde_json::from_str(&line)?;
+            if message["event"] == "SHUTDOWN" {
+                return Ok(message["data"]["reason"].as_str().unwrap_or_default().to_owned());
+            }
+        }
     }
 
     /// Carries out a command and gives what it returns.

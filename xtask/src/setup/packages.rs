@@ -11,6 +11,8 @@ pub(crate) enum Group {
     Test,
     /// The tests on virtual machines.
     Vm,
+    /// Making the package.
+    Package,
     /// The checks for other systems.
     Cross,
     /// The servers that Netbus is measured against.
@@ -30,11 +32,11 @@ pub(crate) struct Package {
 
 impl Group {
     /// What is needed to use the project and to test it on this system.
-    pub(crate) const ALL: [Self; 4] = [Self::Build, Self::Run, Self::Test, Self::Vm];
+    pub(crate) const ALL: [Self; 5] = [Self::Build, Self::Run, Self::Test, Self::Vm, Self::Package];
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 37] = [
+pub(crate) const PACKAGES: [Package; 43] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -62,6 +64,12 @@ pub(crate) const PACKAGES: [Package; 37] = [
     package("polkitd", Group::Vm, "who may ask that helper for what"),
     package("udisks2", Group::Vm, "what desktops make of their disks"),
     package("nbd-client", Group::Vm, "their kernel's own NBD client"),
+    package("systemd", Group::Vm, "the machine on which the package is installed, and its users (logind)"),
+    package("systemd-sysv", Group::Vm, "turning that machine off as people do"),
+    package("libpam-systemd", Group::Vm, "sessions of its users"),
+    package("dpkg", Group::Package, "making the package, and installing it on that machine"),
+    package("dpkg-dev", Group::Package, "what it depends on (dpkg-shlibdeps)"),
+    package("binutils", Group::Package, "programs without what only debuggers read (strip)"),
     package("rustc-web", Group::Cross, "a compiler whose standard library can be built for other systems"),
     package("cargo-web", Group::Cross, "the cargo that belongs to it"),
     package("rust-web-src", Group::Cross, "the source of its standard library"),

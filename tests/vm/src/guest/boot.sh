@@ -1,7 +1,7 @@
 # The guest's process 1: prepares the system, starts the agent and, being bash, collects what orphans leave.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 exec </dev/console >/dev/console 2>&1
-. /lab/machine.sh # MACHINE, ADDRESS, MAC_ADDRESS, MODULES_DIR, AGENT
+. /lab/machine.sh # MACHINE, ADDRESS, MODULES_DIR, AGENT, SYSTEM
 
 fail() {
     echo "VM-BOOT-FAILED: $1"
@@ -47,6 +47,7 @@ ip link set eth0 up
 
 mkdir -p /mnt
 cut -d' ' -f2 /proc/mounts >/run/boot-mounts
+[ "$SYSTEM" = systemd ] && . /lab/systemd.sh
 "$AGENT" serve &
 echo $! >/run/agent.pid
 wait $!

@@ -9,6 +9,7 @@ mod interruptions;
 mod kernel;
 mod lent;
 mod main_job;
+mod package;
 mod partitions;
 mod rig;
 mod scene;
