@@ -178,8 +178,8 @@ impl Machine {
     /// # Errors
     /// When it has not within this time, or crashed instead.
     pub fn wait_for_power_off(&mut self, patience: Duration) -> anyhow::Result<()> {
-        let reason = self.boot()?.qmp.wait_for_shutdown(patience).map_err(|error| error.context(self.report()))?;
-        ensure!(reason == "guest-shutdown", "{} ended otherwise: {reason}\n{}", self.name, self.report());
+        let reason = self.boot()?.qmp.wait_for_shutdown(patience)?;
+        ensure!(reason == "guest-shutdown", "{} ended otherwise: {reason}", self.name);
         self.power_off_hard()
     }
 
