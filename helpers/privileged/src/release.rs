@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use netbus_helper_interface::error::Error;
+use zbus::DBusError as _;
 
 use crate::disks::{self, Disks, Found};
 use crate::log;
@@ -31,7 +32,7 @@ pub(crate) fn unused() -> anyhow::Result<()> {
     for disk in disks::found().context("The disks cannot be read")? {
         match disks.detach(disk.mark.owner, disk.mark.identifier, false) {
             Ok(()) | Err(Error::Absent(_)) => {}
-            Err(error) => used.push(error.to_string()),
+            Err(error) => used.push(text(&error)),
         }
     }
     if !used.is_empty() {
@@ -74,7 +75,7 @@ pub(crate) fn all() -> anyhow::Result<()> {
     for disk in &left {
         log(&format!("{} is given up: it was not free within {} s", disk.name, PATIENCE.as_secs()));
         if let Err(error) = disks.detach(disk.mark.owner, disk.mark.identifier, true) {
-            log(&format!("{}: {error}", disk.name));
+            log(&format!("{}: {}", disk.name, text(&error)));
         }
         hide(disk);
     }
@@ -91,8 +92,8 @@ fn release(disks: &Disks, disk: Found, given_up: &OnceLock<()>, released: &Sende
         if matches!(error, Error::Absent(_)) || given_up.get().is_some() {
             break;
         }
-        if error.to_string() != reason {
-            reason = error.to_string();
+        if text(&error) != reason {
+            reason = text(&error);
             log(&format!("{} stays for now: {reason}", disk.name));
         }
         thread::sleep(PAUSE);
@@ -126,4 +127,9 @@ fn hide(disk: &Found) {
 fn mounts_of(disk: &Found) -> Result<Vec<Mount>, Error> {
     let Some(number) = disk.number else { return Ok(Vec::new()) };
     mounts::of(number).map_err(|error| Error::Failed(format!("What is mounted cannot be read: {error}")))
+}
+
+/// What an error says, without the name that it has on the bus.
+fn text(error: &Error) -> String {
+    error.description().map_or_else(|| error.to_string(), str::to_owned)
 }
