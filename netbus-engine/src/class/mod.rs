@@ -21,8 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::frontend::{Framed, Frontend, Presentation, Queue};
-use crate::kernel::KernelLink;
-use crate::session::handed::HandedOver;
+use crate::kernel::{GrantedLink, KernelLink};
 
 /// A kind of device: everything about it that the bus does not know.
 pub trait DeviceClass: Send + Sync + 'static {
@@ -112,7 +111,7 @@ pub trait DeviceClass: Send + Sync + 'static {
         &'a self,
         _node: NodeId,
         _presentation: &'a Presentation,
-        _link: HandedOver,
+        _link: GrantedLink,
     ) -> BoxFuture<'a, Result<PresentedLink, PresentError>> {
         Box::pin(async { Err(no_kernel()) })
     }
@@ -123,7 +122,7 @@ pub trait DeviceClass: Send + Sync + 'static {
         &'a self,
         _node: NodeId,
         _device: &'a Bytes,
-        _link: HandedOver,
+        _link: GrantedLink,
     ) -> BoxFuture<'a, Result<KernelLink, PresentError>> {
         Box::pin(async { Err(no_kernel()) })
     }

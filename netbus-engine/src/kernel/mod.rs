@@ -25,3 +25,6 @@ mod tls;
 pub use self::link::KernelLink;
 #[cfg(not(target_os = "linux"))]
 pub use self::portable::KernelLink;
+
+/// A link that was granted for one of the kernel's framings, before the kernel has it.
+pub use crate::session::handed::HandedOver as GrantedLink;

@@ -26,9 +26,9 @@ const ROOMS: [Room; 16] = [
     Room { name: "buffers", uses: &[] },
     Room { name: "latency", uses: &[] },
     Room { name: "outbox", uses: &[] },
-    // What is asked of the kernel, whatever for.
-    Room { name: "kernel", uses: &[] },
     Room { name: "session", uses: &["buffers", "identity", "latency", "outbox"] },
+    // What is asked of the kernel, whatever for. It takes links over, and so it is what classes know of them.
+    Room { name: "kernel", uses: &["session"] },
     // A device is the same whether a peer or an application uses it: no class knows of peers, leases or the owner.
     Room { name: "class", uses: &["backend", "buffers", "frontend", "kernel", "latency", "outbox"] },
     Room { name: "backend", uses: &["class", "latency", "session"] },
@@ -43,6 +43,7 @@ const ROOMS: [Room; 16] = [
             "config",
             "discovery",
             "identity",
+            "kernel",
             "latency",
             "session",
             "class",

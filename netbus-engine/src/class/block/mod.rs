@@ -30,7 +30,7 @@ use super::{
 };
 use crate::frontend::{Framed, Frontend, Presentation, Queue};
 #[cfg(target_os = "linux")]
-use crate::{class::NodeId, class::PresentedLink, kernel::KernelLink, session::handed::HandedOver};
+use crate::{class::NodeId, class::PresentedLink, kernel::GrantedLink, kernel::KernelLink};
 
 /// Its name in commands and stored identities.
 const NAME: &str = "block";
@@ -153,7 +153,7 @@ impl DeviceClass for BlockClass {
         &'a self,
         node: NodeId,
         presentation: &'a Presentation,
-        link: HandedOver,
+        link: GrantedLink,
     ) -> BoxFuture<'a, Result<PresentedLink, PresentError>> {
         Box::pin(async move {
             let (disk, link) = KernelDisk::make(node, presentation, link).await?;
@@ -166,7 +166,7 @@ impl DeviceClass for BlockClass {
         &'a self,
         node: NodeId,
         device: &'a Bytes,
-        link: HandedOver,
+        link: GrantedLink,
     ) -> BoxFuture<'a, Result<KernelLink, PresentError>> {
         Box::pin(frontend::disk::renew(node, device, link))
     }

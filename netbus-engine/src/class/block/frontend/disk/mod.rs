@@ -24,9 +24,8 @@ use crate::class::PresentError;
 use crate::class::block::geometry;
 use crate::class::block::partitions::Partition;
 use crate::frontend::{Frontend, Presentation, RemoveError};
-use crate::kernel::KernelLink;
 use crate::kernel::helper::{Helper, HelperError};
-use crate::session::handed::HandedOver;
+use crate::kernel::{GrantedLink, KernelLink};
 
 /// How long after each other a link is offered to a disk. While the kernel has not noticed that the last one is over, it
 /// says that all is well and drops the new one. It notices within five seconds, when the other side has cut it.
@@ -57,7 +56,7 @@ impl KernelDisk {
     pub async fn make(
         identifier: [u8; 16],
         presentation: &Presentation,
-        link: HandedOver,
+        link: GrantedLink,
     ) -> Result<(Self, KernelLink), PresentError> {
         let identifier = Identifier::from(identifier);
         let geometry @ Geometry { size, block_size } =
@@ -108,7 +107,7 @@ impl KernelDisk {
 ///
 /// # Errors
 /// [`PresentError`]; the kernel has no such disk, among others.
-pub async fn renew(identifier: [u8; 16], device: &Bytes, link: HandedOver) -> Result<KernelLink, PresentError> {
+pub async fn renew(identifier: [u8; 16], device: &Bytes, link: GrantedLink) -> Result<KernelLink, PresentError> {
     let identifier = Identifier::from(identifier);
     let size = geometry(device).map_err(|error| refused(io::Error::other(error)))?.size;
     let link = prepare(link)?;
@@ -146,7 +145,7 @@ fn partition_request(partition: Partition) -> PartitionRequest {
     PartitionRequest { number, start, length }
 }
 
-fn prepare(link: HandedOver) -> Result<KernelLink, PresentError> {
+fn prepare(link: GrantedLink) -> Result<KernelLink, PresentError> {
     KernelLink::prepare(link).map_err(|error| {
         // The kernel takes keys for connections only.
         if error.kind() == io::ErrorKind::NotConnected { PresentError::LinkLost } else { refused(error) }

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use super::super::nbd::{REPLY_LEN, check_reply, read_request};
 use crate::class::block::partitions::{self, Partition};
-use crate::session::handed::HandedOver;
+use crate::kernel::GrantedLink;
 
 /// How much is asked for at once, in bytes: what one record carries, and the largest block.
 const CHUNK: u64 = 8 * 1024;
@@ -17,7 +17,7 @@ const CHUNK: u64 = 8 * 1024;
 ///
 /// # Errors
 /// The link's, or the device's. The link is of no use then.
-pub(super) async fn read(link: HandedOver, geometry: Geometry) -> io::Result<(HandedOver, Vec<Partition>)> {
+pub(super) async fn read(link: GrantedLink, geometry: Geometry) -> io::Result<(GrantedLink, Vec<Partition>)> {
     let runtime = Handle::current();
     let reading = tokio::task::spawn_blocking(move || {
         let mut disk = LinkDisk { link, runtime, geometry, position: 0, chunk: (0, Vec::new()) };
@@ -29,7 +29,7 @@ pub(super) async fn read(link: HandedOver, geometry: Geometry) -> io::Result<(Ha
 
 /// A disk at the other end of a link, one request at a time.
 struct LinkDisk {
-    link: HandedOver,
+    link: GrantedLink,
     runtime: Handle,
     geometry: Geometry,
     position: u64,
