@@ -100,10 +100,19 @@ pub trait DeviceClass: Send + Sync + 'static {
         queue: Queue,
     ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>>;
 
-    /// The framing in which the kernel serves a way of `presentations` by itself, over a data link; none for a way that has
-    /// a frontend of ours.
+    /// The framing in which the kernel can serve a way of `presentations` by itself, over a data link; none for a way that
+    /// has only a frontend of ours.
     fn kernel_framing(&self, _way: &str) -> Option<Framing> {
         None
+    }
+
+    /// Who is to serve a way that has a `kernel_framing`, here and now: the kernel where all that it needs is there, else a
+    /// frontend of `present`, which is slower. Asked before there is a lease; may start services of the system.
+    ///
+    /// # Errors
+    /// [`PresentError::Unavailable`] when neither can; the text says what to install.
+    fn served_by<'a>(&'a self, _way: &'a str) -> BoxFuture<'a, Result<ServedBy, PresentError>> {
+        Box::pin(async { Ok(ServedBy::Frontend) })
     }
 
     /// Makes a node of the kernel of a link that was granted for that framing. `node` is what it is found by again.
@@ -161,6 +170,15 @@ pub trait DeviceClass: Send + Sync + 'static {
 
     /// A few words on a device description for people: `4.0 GiB, 512-byte blocks`.
     fn describe(&self, device: &Bytes) -> String;
+}
+
+/// Who serves a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServedBy {
+    /// The kernel by itself, over a data link.
+    Kernel,
+    /// A frontend of ours.
+    Frontend,
 }
 
 /// What a node of the kernel is known by: 16 random bytes.

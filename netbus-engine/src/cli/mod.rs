@@ -1,7 +1,7 @@
 //! The command line: words in, one call to the daemon, and its answer for people or, with `--json`, for programs.
 //!
 //! Standard output gets the thing that was asked for and nothing else: a list, the path of a node, a pairing code.
-//! Notes, progress and errors go to standard error; the first two only when it is a terminal. Whatever came from a
+//! Notes, progress, advice and errors go to standard error; the first two only when it is a terminal. Whatever came from a
 //! peer is made printable first.
 //!
 //! - `args`: the words, and from them `--help`, completions and manual pages in `manual`.

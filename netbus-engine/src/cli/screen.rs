@@ -54,6 +54,13 @@ impl Screen {
         }
     }
 
+    /// Says what a person should know even if nobody sits before the terminal: a log has it then.
+    pub(super) fn advise(&mut self, text: &str) {
+        if !self.json {
+            self.error(&format!("{text}\n"));
+        }
+    }
+
     /// Writes to standard error.
     pub(super) fn error(&mut self, text: &str) {
         // There is no place left to complain to.

@@ -57,6 +57,9 @@ pub(super) fn print(answer: &Answer, screen: &mut Screen) -> Result<(), Failure>
         | Answer::Revoked { .. }
         | Answer::Unsubscribed { .. } => screen.answer(answer, String::new)?,
     }
+    if let Some(advice) = show::advice(answer) {
+        screen.advise(advice);
+    }
     if let Some(note) = show::note(answer) {
         screen.note(&note);
     }

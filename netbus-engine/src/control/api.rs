@@ -77,7 +77,7 @@ pub enum Call {
     Subscribe {
         /// `PEER/CHANNEL`.
         target: String,
-        /// How to present the device (`file`, `nbd`); without it, the class's best way.
+        /// How to present the device (`file`, `disk`, `nbd`); without it, the class's best way.
         #[serde(default)]
         way: Option<String>,
         /// Whether to ask for a reader's lease.
@@ -232,6 +232,9 @@ pub enum Answer {
         channel: String,
         /// How it is presented.
         way: String,
+        /// What carries its requests, for a way that has more than one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<NodePath>,
         /// Whether changes are refused.
         read_only: bool,
     },
@@ -332,6 +335,9 @@ pub struct Subscribed {
     pub class: String,
     /// How it is presented.
     pub way: String,
+    /// What carries its requests, for a way that has more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<NodePath>,
     /// Where applications find the device; `None` while there is no node.
     pub node: Option<String>,
     /// How it is.
@@ -345,6 +351,16 @@ pub struct Subscribed {
     pub since: Timestamp,
     /// Why it waits or failed, in whole sentences.
     pub error: Option<String>,
+}
+
+/// What carries the requests of a disk that is presented as `disk`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodePath {
+    /// The kernel by itself.
+    Kernel,
+    /// A loop device on a file that the daemon serves, which is slower.
+    Loop,
 }
 
 /// How a subscription is.

@@ -37,7 +37,7 @@ use self::peers::Peers;
 use self::store::{Publications, StoredPublication, Subscriptions};
 use self::subscriber::{Key, Subscriber};
 use crate::buffers;
-use crate::class::{Identified, OpenError, OpenedDevice, PresentError, Registry};
+use crate::class::{Identified, OpenError, OpenedDevice, PresentError, Registry, ServedBy};
 use crate::config::{Document, StateDir};
 use crate::control::Progress;
 use crate::control::api::{Answer, ApiError, Call, ErrorKind, Event};
@@ -163,6 +163,11 @@ pub(crate) enum Input {
     LinkEnded {
         key: Key,
         attempt: u64,
+    },
+    /// It is known who serves a channel that a user wants.
+    ServedBy {
+        wanted: Box<verbs::Subscribing>,
+        result: Result<ServedBy, PresentError>,
     },
     Reach {
         peer: Fingerprint,
@@ -450,6 +455,7 @@ impl Engine {
                 self.subscriber.link_installed(&self.core, key, attempt, result, &self.peers.sessions());
             }
             Input::LinkEnded { key, attempt } => self.subscriber.link_ended(&self.core, key, attempt),
+            Input::ServedBy { wanted, result } => self.served_by(*wanted, result),
             Input::Reach { peer, addresses } => self.peers.add_address(peer, &addresses),
             Input::Stop(stopped) => drop(stopped),
         }

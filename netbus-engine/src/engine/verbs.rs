@@ -12,7 +12,7 @@ use super::joining::{self, JoinError, Joined};
 use super::peers::NewPeer;
 use super::subscriber::How;
 use super::{Engine, Input, Reply};
-use crate::class::OpenError;
+use crate::class::{OpenError, PresentError, ServedBy};
 use crate::config::DEFAULT_PORT;
 use crate::control::Progress;
 use crate::control::api::{self, Answer, ApiError, Call, ErrorKind, Event};
@@ -27,7 +27,7 @@ const REACH_TIME: Duration = Duration::from_secs(10);
 const OFFER_TIME: Duration = Duration::from_secs(2);
 
 /// A channel that a user wants and that is not offered yet.
-pub(super) struct Subscribing {
+pub(crate) struct Subscribing {
     peer: Fingerprint,
     channel: String,
     how: How,
@@ -59,7 +59,7 @@ impl Engine {
             },
             Call::Channels => reply.succeed(Answer::Channels { channels: self.channels() }),
             Call::Subscribe { target, way, read_only, address, give_up_after_seconds } => {
-                let how = How { way, read_only, give_up_after: give_up_after_seconds };
+                let how = How { way, served_by: None, read_only, give_up_after: give_up_after_seconds };
                 self.subscribe(target, how, address, progress.clone(), reply);
             }
             Call::Unsubscribe { channel, force } => match self.subscriber.find(&self.core, &channel) {
@@ -277,6 +277,7 @@ impl Engine {
             .collect();
         let name = self.core.peer_name(wanted.peer);
         match (&offered[..], session) {
+            ([offer], Some(_)) if self.is_open_who_serves(offer, &wanted.how) => self.ask_who_serves(offer, wanted),
             ([offer], Some(session)) => {
                 wanted.progress.say(format!("Opening {name}/{}", offer.name));
                 self.subscriber.subscribe(&self.core, (wanted.peer, offer), &session, wanted.how, wanted.reply);
@@ -306,6 +307,36 @@ impl Engine {
             }
         }
         None
+    }
+
+    /// Whether it is still to be asked if the kernel or this program serves the way that is wanted.
+    fn is_open_who_serves(&self, offer: &Offer, how: &How) -> bool {
+        let class = self.core.registry.by_code(ClassCode(offer.class));
+        how.served_by.is_none() && class.is_some_and(|class| class.kernel_framing(how.way(class.as_ref())).is_some())
+    }
+
+    /// Asks the class who serves the wanted way, before there is a lease whose kind depends on it.
+    fn ask_who_serves(&self, offer: &Offer, wanted: Subscribing) {
+        let Some(class) = self.core.registry.by_code(ClassCode(offer.class)).cloned() else { return };
+        let way = wanted.how.way(class.as_ref()).to_owned();
+        let inputs = self.core.inputs.clone();
+        wanted.progress.say(format!("Looking how to present it as {way}"));
+        tokio::spawn(async move {
+            let result = class.served_by(&way).await;
+            // The engine is gone only when the daemon stops.
+            let _ = inputs.send(Input::ServedBy { wanted: Box::new(wanted), result });
+        });
+    }
+
+    /// The class knows who is to serve a wanted channel, or nobody can.
+    pub(super) fn served_by(&mut self, wanted: Subscribing, result: Result<ServedBy, PresentError>) {
+        let served_by = match result {
+            Ok(served_by) => served_by,
+            Err(error) => return wanted.reply.refuse(ApiError::of(ErrorKind::Unavailable, &error)),
+        };
+        let how = How { served_by: Some(served_by), ..wanted.how };
+        self.subscribing.push(Subscribing { how, deadline: Instant::now() + OFFER_TIME, ..wanted });
+        self.go_on_subscribing();
     }
 
     /// Finds the one paired peer that `name` means.

@@ -5,6 +5,7 @@
 //! programs ─ file system ─ dm-linear `netbus-…` ─ nbd ─ kernel TLS ─ the socket of the data link ─ the host
 //! ```
 //!
+//! - `lacks`: what the kernel has not got of what this needs.
 //! - `link`: a link that the kernel has, watched for its end without reading from it.
 //! - `tls`: the keys of a link, given to the kernel.
 //! - [`helper`]: the privileged helper, which tells the kernel what to do with it, and opens devices of hosts.
@@ -15,12 +16,16 @@
 #[cfg(target_os = "linux")]
 pub mod helper;
 #[cfg(target_os = "linux")]
+mod lacks;
+#[cfg(target_os = "linux")]
 mod link;
 #[cfg(not(target_os = "linux"))]
 mod portable;
 #[cfg(target_os = "linux")]
 mod tls;
 
+#[cfg(target_os = "linux")]
+pub use self::lacks::has_what_a_disk_needs;
 #[cfg(target_os = "linux")]
 pub use self::link::KernelLink;
 #[cfg(not(target_os = "linux"))]

@@ -33,6 +33,12 @@ pub(super) fn install(socket: &impl AsFd, send: &TrafficKeys, receive: &TrafficK
     setsockopt(socket, TcpTlsRx, &crypto_info(receive)?).map_err(no_cipher)
 }
 
+/// Whether the kernel has TLS now. A connection is not needed to find out: the kernel looks for the module first.
+pub(super) fn is_available() -> bool {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    socket.is_ok_and(|socket| setsockopt(&socket, TcpUlp::default(), b"tls") != Err(Errno::ENOENT))
+}
+
 /// The keys of one direction as the kernel wants them. Its initialization vector is cut in two: the `salt`, which is
 /// never sent in any version of TLS, and the rest.
 fn crypto_info(keys: &TrafficKeys) -> io::Result<TlsCryptoInfo> {

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use netbus_engine::control::api::{Answer, ApiError, Call, ErrorKind, Event, Holder, PeerInfo};
+use netbus_engine::control::api::{Answer, ApiError, Call, ErrorKind, Event, Holder, NodePath, PeerInfo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
@@ -13,7 +13,18 @@ fn node() -> Answer {
         node: "/run/netbus/music.img".to_owned(),
         channel: "attic/music".to_owned(),
         way: "file".to_owned(),
+        path: None,
         read_only: true,
+    }
+}
+
+fn disk(path: NodePath) -> Answer {
+    Answer::Node {
+        node: "/dev/loop3".to_owned(),
+        channel: "attic/music".to_owned(),
+        way: "disk".to_owned(),
+        path: Some(path),
+        read_only: false,
     }
 }
 
@@ -42,6 +53,22 @@ async fn json_is_one_line_with_the_whole_answer() {
         "answer": "node", "node": "/run/netbus/music.img", "channel": "attic/music", "way": "file", "read_only": true,
     });
     assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_the_slow_path_is_told_beside_its_node() {
+    let words = ["subscribe", "attic/music", "--as", "disk"];
+    let daemon = Daemon::answering(|_| Ok(disk(NodePath::Loop)));
+    let ran = daemon.netbus(&words).await;
+    let advice = "Used through a loop device, which is slower: install the package netbus for the kernel's own way, then \
+                  subscribe anew\n";
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (Some(0), "/dev/loop3\n", advice));
+    let ran = daemon.netbus(&[&words[..], &["--json"]].concat()).await;
+    let answer: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((&answer["path"], ran.stderr.as_str()), (&json!("loop"), ""));
+
+    let daemon = Daemon::answering(|_| Ok(disk(NodePath::Kernel)));
+    assert_eq!(daemon.netbus(&words).await, Ran::printed("/dev/loop3\n"));
 }
 
 #[tokio::test]

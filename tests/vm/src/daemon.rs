@@ -133,7 +133,11 @@ impl Machine {
         format!("{user}env {ENVIRONMENT} NETBUS_NAME='{}' '{}'", self.name, self.program("netbus"))
     }
 
-    fn try_netbus(&self, args: &[&str]) -> anyhow::Result<Reply> {
+    /// Runs a `netbus` command, whatever comes of it.
+    ///
+    /// # Errors
+    /// When the machine does not answer.
+    pub fn try_netbus(&self, args: &[&str]) -> anyhow::Result<Reply> {
         self.try_run(&self.netbus_script(args))
     }
 

@@ -37,9 +37,42 @@ impl Machine {
         ))?;
         self.befriend()?;
         self.start_dbus()?;
+        self.start_polkit("org.netbus.helper.attach")
+    }
+
+    /// A desktop's machine where the package of Netbus is not installed: udev, the bus, polkit and, if it is there,
+    /// udisks, which the bus starts and of which [`FRIEND`] may ask for loop devices.
+    ///
+    /// # Errors
+    /// When one of them does not start.
+    pub fn start_without_helper(&self, udisks: bool) -> anyhow::Result<()> {
+        let services = "/usr/share/dbus-1/system-services";
+        let service = format!("{services}/org.freedesktop.UDisks2.service");
+        let udisks = if udisks {
+            // Without systemd the bus starts it by itself. Another test may have taken it away.
+            format!("[ -e {service} ] || mv /run/udisks2.service {service}")
+        } else {
+            format!("[ ! -e {service} ] || mv {service} /run/udisks2.service")
+        };
+        self.run(&format!(
+            "rm -f {services}/org.netbus.Helper1.service && {udisks} && mkdir -p {{/etc,/usr/share}}/polkit-1/rules.d &&
+            cat >/usr/share/polkit-1/rules.d/91-netbus-udisks-test.rules <<'END'
+polkit.addRule(function(action, subject) {{
+    if (action.id == 'org.freedesktop.udisks2.loop-setup' && subject.user == '{FRIEND}')
+        return polkit.Result.YES;
+}});
+END"
+        ))?;
+        self.start_udev()?;
+        self.start_dbus()?;
+        self.start_polkit("org.freedesktop.udisks2.loop-setup")
+    }
+
+    /// Starts polkit, and waits until it judges this action.
+    fn start_polkit(&self, action: &str) -> anyhow::Result<()> {
         self.run("setsid /usr/lib/polkit-1/polkitd --no-debug </dev/null >/lab/polkit.log 2>&1 &")?;
-        let ready = "pkcheck --action-id org.netbus.helper.attach --process $$";
-        wait_for("polkit answers", || self.run(ready).map(Some)).map(drop)
+        let ready = format!("pkcheck --action-id {action} --process $$");
+        wait_for("polkit answers", || self.run(&ready).map(Some)).map(drop)
     }
 
     /// Lets polkit allow [`FRIEND`] what it allows an active user.

@@ -138,10 +138,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_class_may_use_its_frontend_but_not_the_owner_or_a_session() {
+    fn a_class_may_use_its_frontend_but_not_the_owner_or_the_command_line() {
         let text = "//! See [`crate::engine`].\nuse crate::frontend::Queue;\nuse crate::engine::Engine;\n\
-                    fn f() { crate::session::dial(); } // crate::cli\n";
-        assert_eq!(forbidden("class", text), ["3: class must not use engine", "4: class must not use session"]);
+                    fn f() { crate::cli::main(); } // crate::daemon\n";
+        assert_eq!(forbidden("class", text), ["3: class must not use engine", "4: class must not use cli"]);
     }
 
     #[test]

@@ -62,7 +62,11 @@ pub(crate) const PACKAGES: [Package; 43] = [
     package("dmsetup", Group::Vm, "another hand at their mapped devices"),
     package("dbus", Group::Vm, "their system bus, for the privileged helper"),
     package("polkitd", Group::Vm, "who may ask that helper for what"),
-    package("udisks2", Group::Vm, "what desktops make of their disks"),
+    package(
+        "udisks2",
+        Group::Vm,
+        "what desktops make of their disks, and loop devices where that helper is not installed",
+    ),
     package("nbd-client", Group::Vm, "their kernel's own NBD client"),
     package("systemd", Group::Vm, "the machine on which the package is installed, and its users (logind)"),
     package("systemd-sysv", Group::Vm, "turning that machine off as people do"),

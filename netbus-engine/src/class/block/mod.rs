@@ -24,13 +24,16 @@ use netbus_proto::request::{DeviceError, ErrorKind, Request, Shape};
 use netbus_proto::wire::control::Framing;
 
 #[cfg(target_os = "linux")]
-use self::frontend::disk::KernelDisk;
+use self::frontend::{disk::KernelDisk, loop_device::LoopDisk};
 use super::{
     ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
 };
 use crate::frontend::{Framed, Frontend, Presentation, Queue};
 #[cfg(target_os = "linux")]
-use crate::{class::NodeId, class::PresentedLink, kernel::GrantedLink, kernel::KernelLink};
+use crate::{
+    class::NodeId, class::PresentedLink, class::ServedBy, kernel::GrantedLink, kernel::KernelLink,
+    kernel::helper::HelperError,
+};
 
 /// Its name in commands and stored identities.
 const NAME: &str = "block";
@@ -138,6 +141,8 @@ impl DeviceClass for BlockClass {
             match way {
                 "file" => present_file(presentation, queue).await,
                 "nbd" => present_nbd(presentation, queue).await,
+                #[cfg(target_os = "linux")]
+                "disk" => present_loop_disk(presentation, queue).await,
                 _ => Err(PresentError::Unavailable(format!("A block device cannot be presented as {way}"))),
             }
         })
@@ -146,6 +151,27 @@ impl DeviceClass for BlockClass {
     #[cfg(target_os = "linux")]
     fn kernel_framing(&self, way: &str) -> Option<Framing> {
         (way == "disk").then_some(Framing::Nbd)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn served_by<'a>(&'a self, _way: &'a str) -> BoxFuture<'a, Result<ServedBy, PresentError>> {
+        Box::pin(async move {
+            use HelperError::{Absent, Failed, InUse, Missing, Refused, Unreachable, Unsupported};
+
+            let lacking = match KernelDisk::is_possible().await {
+                Err(error @ (Missing | Unreachable(_) | Unsupported(_))) => error.to_string(),
+                // Whatever else is wrong with it is told when it is asked for the disk.
+                Ok(()) | Err(InUse(_) | Absent(_) | Refused(_) | Failed(_)) => return Ok(ServedBy::Kernel),
+            };
+            tracing::debug!(lacking, "The kernel cannot serve a disk by itself");
+            LoopDisk::is_possible().await.map_err(|other| {
+                PresentError::Unavailable(format!(
+                    "The kernel cannot serve the disk: {lacking}. {other}. With the package netbus the kernel serves disks by itself; with the package \
+                     udisks2 they go through a loop device, which is slower. Without both, `--as file` and `--as nbd` work"
+                ))
+            })?;
+            Ok(ServedBy::Frontend)
+        })
     }
 
     #[cfg(target_os = "linux")]
@@ -199,7 +225,12 @@ impl DeviceClass for BlockClass {
 
     fn clean_stale(&self, runtime_dir: &Path) -> io::Result<()> {
         #[cfg(target_os = "linux")]
-        frontend::file::clean_stale(runtime_dir)?;
+        {
+            // They are known by the files below them, and end once those are gone.
+            let loop_devices = frontend::loop_device::stale(runtime_dir);
+            frontend::file::clean_stale(runtime_dir)?;
+            frontend::loop_device::delete(&loop_devices);
+        }
         frontend::nbd::clean_stale(runtime_dir)
     }
 
@@ -222,6 +253,12 @@ async fn present_file(presentation: Presentation, queue: Queue) -> Result<Box<dy
 async fn present_file(_presentation: Presentation, _queue: Queue) -> Result<Box<dyn Frontend>, PresentError> {
     let text = "A disk can be presented as a file on Linux only: `--as nbd` works here";
     Err(PresentError::Unavailable(text.to_owned()))
+}
+
+#[cfg(target_os = "linux")]
+async fn present_loop_disk(presentation: Presentation, queue: Queue) -> Result<Box<dyn Frontend>, PresentError> {
+    let geometry = presented_geometry(&presentation)?;
+    Ok(Box::new(LoopDisk::present(presentation, geometry, queue).await?))
 }
 
 async fn present_nbd(presentation: Presentation, queue: Queue) -> Result<Box<dyn Frontend>, PresentError> {

@@ -13,7 +13,7 @@ use super::text::{Table, printable};
 use super::units::{Clock, duration, size};
 use crate::class::LocalDevice;
 use crate::control::api::{
-    Answer, ChannelInfo, Holder, PeerInfo, Published, PublishedState, Status, Subscribed, SubscribedState,
+    Answer, ChannelInfo, Holder, NodePath, PeerInfo, Published, PublishedState, Status, Subscribed, SubscribedState,
 };
 use crate::latency::report::Report;
 
@@ -116,6 +116,14 @@ pub(super) fn note(answer: &Answer) -> Option<String> {
     }
 }
 
+/// What a person should do about what was answered.
+pub(super) fn advice(answer: &Answer) -> Option<&'static str> {
+    let is_slow = matches!(answer, Answer::Node { path: Some(NodePath::Loop), .. });
+    is_slow.then_some(
+        "Used through a loop device, which is slower: install the package netbus for the kernel's own way, then subscribe anew",
+    )
+}
+
 fn published(published: &[Published], clock: &Clock) -> String {
     let rows = published.iter().map(|channel| {
         [
@@ -136,7 +144,7 @@ fn subscribed(subscribed: &[Subscribed], clock: &Clock) -> String {
         [
             channel.channel.clone(),
             channel.node.clone().unwrap_or_default(),
-            channel.way.clone(),
+            presented(channel),
             subscribed_state(channel),
             clock.time(channel.since),
         ]
@@ -183,6 +191,14 @@ fn published_state(channel: &Published) -> String {
         PublishedState::Failed => "failed",
     };
     words([(state, true), ("read-only", channel.read_only)])
+}
+
+/// How a channel is presented, and if it could be faster.
+fn presented(channel: &Subscribed) -> String {
+    match channel.path {
+        Some(NodePath::Loop) => format!("{} (loop device)", channel.way),
+        Some(NodePath::Kernel) | None => channel.way.clone(),
+    }
 }
 
 fn subscribed_state(channel: &Subscribed) -> String {

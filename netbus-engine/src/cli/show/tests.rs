@@ -72,6 +72,36 @@ fn publication_of(holder: Option<Holder>) -> Published {
     }
 }
 
+fn music() -> Subscribed {
+    Subscribed {
+        channel: "attic/music".to_owned(),
+        label: "Music".to_owned(),
+        class: "block".to_owned(),
+        way: "file".to_owned(),
+        path: None,
+        node: Some("/run/netbus/music.img".to_owned()),
+        state: SubscribedState::Waiting,
+        read_only: true,
+        give_up_after_seconds: Some(90),
+        since: "2026-11-19T09:42:00Z".parse().unwrap(),
+        error: Some("attic is away.".to_owned()),
+    }
+}
+
+fn slow_disk() -> Subscribed {
+    Subscribed {
+        channel: "attic/photos".to_owned(),
+        way: "disk".to_owned(),
+        path: Some(NodePath::Loop),
+        node: Some("/dev/loop3".to_owned()),
+        state: SubscribedState::Active,
+        read_only: false,
+        give_up_after_seconds: None,
+        error: None,
+        ..music()
+    }
+}
+
 fn full_status() -> Status {
     let den = Holder {
         peer: "den".to_owned(),
@@ -86,18 +116,7 @@ fn full_status() -> Status {
         version: "0.1.0".to_owned(),
         pairing_open_seconds: Some(119),
         published: vec![publication_of(Some(den)), publication_of(None)],
-        subscribed: vec![Subscribed {
-            channel: "attic/music".to_owned(),
-            label: "Music".to_owned(),
-            class: "block".to_owned(),
-            way: "file".to_owned(),
-            node: Some("/run/netbus/music.img".to_owned()),
-            state: SubscribedState::Waiting,
-            read_only: true,
-            give_up_after_seconds: Some(90),
-            since: "2026-11-19T09:42:00Z".parse().unwrap(),
-            error: Some("attic is away.".to_owned()),
-        }],
+        subscribed: vec![music(), slow_disk()],
         peers: vec![attic()],
         warnings: vec!["Discovery does not work here.".to_owned()],
     }
@@ -118,8 +137,9 @@ Published
   backup: It was unplugged.
 
 Subscribed
-  CHANNEL      NODE                   AS    STATE                                          SINCE
-  attic/music  /run/netbus/music.img  file  waiting, read-only, gives up after 1 min 30 s  2026-11-19 10:42
+  CHANNEL       NODE                   AS                  STATE                                          SINCE
+  attic/music   /run/netbus/music.img  file                waiting, read-only, gives up after 1 min 30 s  2026-11-19 10:42
+  attic/photos  /dev/loop3             disk (loop device)  active                                         2026-11-19 10:42
   attic/music: attic is away.
 
 Peers

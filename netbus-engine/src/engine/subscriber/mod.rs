@@ -27,7 +27,7 @@ pub(super) use self::linking::{InstallError, Installed, LinkError};
 use self::subscription::{State, Subscription, Work, waiting};
 use super::store::{StoredNode, StoredSubscription, Subscriptions};
 use super::{Core, Input, Reply, error_chain, seconds_since_1970};
-use crate::class::PresentError;
+use crate::class::{DeviceClass, PresentError, ServedBy};
 use crate::control::api::{Answer, ApiError, ErrorKind as ApiErrorKind, Event};
 use crate::frontend::{Frontend, Presentation};
 use crate::session::{SessionHandle, SessionId};
@@ -55,10 +55,19 @@ pub(super) struct Subscriber {
 pub(super) struct How {
     /// The way to present it; without one, the class's best.
     pub(super) way: Option<String>,
+    /// Who serves that way, once its class has been asked; a frontend where there is no choice.
+    pub(super) served_by: Option<ServedBy>,
     /// Whether to ask for a reader's lease.
     pub(super) read_only: bool,
     /// How long its applications wait for a host that is away, in seconds.
     pub(super) give_up_after: Option<u64>,
+}
+
+impl How {
+    /// The way to present a device of this class.
+    pub(super) fn way<'a>(&'a self, class: &'a dyn DeviceClass) -> &'a str {
+        self.way.as_deref().unwrap_or(class.presentations()[0])
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -100,7 +109,7 @@ impl Subscriber {
             let text = format!("This version of Netbus cannot use \"{}\": its kind is unknown here", offer.label);
             return reply.fail(ApiErrorKind::Unavailable, text);
         };
-        let way = how.way.unwrap_or_else(|| class.presentations()[0].to_owned());
+        let way = how.way(class.as_ref()).to_owned();
         if !class.presentations().contains(&way.as_str()) {
             let known = class.presentations().join(", ");
             let text = format!("\"{}\" cannot be used as {way}; use one of: {known}", offer.name);
@@ -118,9 +127,9 @@ impl Subscriber {
             };
             return reply.fail(ApiErrorKind::InUse, text);
         }
-        let kernel = match class.kernel_framing(&way) {
-            None => None,
-            Some(_) => match linking::new_node() {
+        let kernel = match how.served_by.unwrap_or(ServedBy::Frontend) {
+            ServedBy::Frontend => None,
+            ServedBy::Kernel => match linking::new_node() {
                 Some(node) => Some(node),
                 None => return reply.fail(ApiErrorKind::Internal, "The system has no random numbers"),
             },
@@ -311,9 +320,9 @@ impl Subscriber {
                 subscription.node = Some(node.clone());
                 let (channel, way) = (subscription.stored.channel.clone(), subscription.stored.way.clone());
                 if let Some(reply) = subscription.subscribing.take() {
-                    let read_only = subscription.stored.read_only;
+                    let (read_only, path) = (subscription.stored.read_only, subscription.path(core));
                     let channel = core.channel_path(key.0, &channel);
-                    reply.succeed(Answer::Node { node: node.clone(), channel, way, read_only });
+                    reply.succeed(Answer::Node { node: node.clone(), channel, way, path, read_only });
                 }
                 self.save(core);
                 core.tell(Event::Subscribed { channel: core.channel_path(key.0, &channel), node });

@@ -19,7 +19,7 @@ use netbus_proto::ids::{ChannelNumber, Epoch, Generation};
 use super::super::store::{StoredNodeLease, StoredSubscription};
 use super::super::{Core, Reply, seconds_since_1970, timestamp};
 use crate::channel::attachment::Attachment;
-use crate::control::api::{self, ErrorKind, SubscribedState};
+use crate::control::api::{self, ErrorKind, NodePath, SubscribedState};
 use crate::frontend::Frontend;
 use crate::kernel::KernelLink;
 use crate::latency::report::ChannelReport;
@@ -138,6 +138,7 @@ impl Subscription {
             label: self.stored.label.clone(),
             class: self.stored.class.clone(),
             way: self.stored.way.clone(),
+            path: self.path(core),
             node: self.node.clone(),
             state: self.public_state(),
             read_only: self.stored.read_only,
@@ -176,6 +177,13 @@ impl Subscription {
             State::Linking { why } => why.clone(),
             State::Opening { .. } | State::Active { .. } | State::Linked | State::Closing { .. } => None,
         }
+    }
+
+    /// What carries its requests, where the way leaves a choice. It stays what it was made as.
+    pub(super) fn path(&self, core: &Core) -> Option<NodePath> {
+        let class = core.registry.by_name(&self.stored.class)?;
+        class.kernel_framing(&self.stored.way)?;
+        Some(if self.is_of_kernel() { NodePath::Kernel } else { NodePath::Loop })
     }
 
     /// Whether the kernel serves it by itself.

@@ -8,6 +8,7 @@ mod helper;
 mod interruptions;
 mod kernel;
 mod lent;
+mod loop_device;
 mod main_job;
 mod package;
 mod partitions;

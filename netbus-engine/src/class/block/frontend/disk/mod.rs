@@ -10,6 +10,7 @@
 mod table;
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use crate::class::block::geometry;
 use crate::class::block::partitions::Partition;
 use crate::frontend::{Frontend, Presentation, RemoveError};
 use crate::kernel::helper::{Helper, HelperError};
-use crate::kernel::{GrantedLink, KernelLink};
+use crate::kernel::{self, GrantedLink, KernelLink};
 
 /// How long after each other a link is offered to a disk. While the kernel has not noticed that the last one is over, it
 /// says that all is well and drops the new one. It notices within five seconds, when the other side has cut it.
@@ -89,6 +90,15 @@ impl KernelDisk {
             }
         }
         Ok((Self { node, identifier }, link))
+    }
+
+    /// Whether helper and kernel have what a disk needs. Starts the helper, which has the kernel load it.
+    ///
+    /// # Errors
+    /// [`HelperError::Missing`], [`HelperError::Unreachable`] and [`HelperError::Unsupported`] say what is not there.
+    pub async fn is_possible() -> Result<(), HelperError> {
+        Helper::connect().await?.disks().await?;
+        kernel::has_what_a_disk_needs().map_err(HelperError::Unsupported)
     }
 
     /// The disk that an earlier daemon has made, if the kernel has it still and it is more than a rest that gives errors.
@@ -193,15 +203,10 @@ impl Frontend for KernelDisk {
 fn busy_text(node: &Node) -> String {
     let Node { path, major, minor, partitions, .. } = node;
     let partitions = partitions.iter().map(|partition| (partition.major, partition.minor));
-    let holders = holders::of_devices(&partitions.chain([(*major, *minor)]).collect::<Vec<_>>());
-    let holders = match &holders[..] {
-        [] => "in use by a program that cannot be seen from here".to_owned(),
-        holders => holders.join(", "),
-    };
-    format!(
-        "{path} is {holders}: unmount it and close what uses it, then try again; or give it up with --force, after which \
-         programs get errors"
-    )
+    let numbers = partitions.chain([(*major, *minor)]);
+    let devices: Vec<_> =
+        numbers.map(|number @ (_, minor)| (number, PathBuf::from(format!("/dev/dm-{minor}")))).collect();
+    holders::device_is_busy(path, &holders::of_devices(&devices))
 }
 
 fn unmade(error: HelperError) -> PresentError {

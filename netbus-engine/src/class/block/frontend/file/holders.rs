@@ -22,12 +22,12 @@ pub(super) fn holders(path: &Path) -> Vec<String> {
     })
 }
 
-/// Where devices of device-mapper with these numbers are mounted, and those who have one or a file on it open:
+/// Where block devices with these numbers and nodes are mounted, and those who have one or a file on it open:
 /// `mounted at /mnt`, `in use by mkfs (process 812)`.
-pub(in super::super) fn of_devices(numbers: &[(u32, u32)]) -> Vec<String> {
+pub(in super::super) fn of_devices(devices: &[((u32, u32), PathBuf)]) -> Vec<String> {
+    let (numbers, nodes): (Vec<(u32, u32)>, Vec<PathBuf>) = devices.iter().cloned().unzip();
     let mounts_of = |&(major, minor): &(u32, u32)| mountinfo::mounts_of(major, minor).unwrap_or_default();
     let mounts: Vec<PathBuf> = numbers.iter().flat_map(mounts_of).collect();
-    let nodes: Vec<PathBuf> = numbers.iter().map(|(_, minor)| PathBuf::from(format!("/dev/dm-{minor}"))).collect();
     let below = mounts.clone();
     let programs = within(LOOK, move |found| {
         let is_on_them = |path: &PathBuf| nodes.contains(path) || below.iter().any(|mount| path.starts_with(mount));
@@ -35,6 +35,18 @@ pub(in super::super) fn of_devices(numbers: &[(u32, u32)]) -> Vec<String> {
     });
     let mounts = mounts.iter().map(|path| format!("mounted at {}", path.display()));
     mounts.chain(programs.iter().map(|program| format!("in use by {program}"))).collect()
+}
+
+/// Why a device that its `holders` use is not taken away, and how to go on.
+pub(in super::super) fn device_is_busy(node: &str, holders: &[String]) -> String {
+    let holders = match holders {
+        [] => "in use by a program that cannot be seen from here".to_owned(),
+        holders => holders.join(", "),
+    };
+    format!(
+        "{node} is {holders}: unmount it and close what uses it, then try again; or give it up with --force, after which \
+         programs get errors"
+    )
 }
 
 /// What `look` has found until it ends, or until it has taken too long. It may stay behind on its thread, which nothing
