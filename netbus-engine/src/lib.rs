@@ -17,6 +17,7 @@
 //! - [`discovery`]: who is on the network.
 //! - [`engine`]: the owner of all state, one task.
 //! - [`control`]: the API for the command line and the tray app; [`daemon`] puts it all together.
+//! - [`doctor`]: whether this machine has what all of that needs.
 //! - [`cli`]: the command line, a client of [`control`] but for the verb that runs a daemon.
 //! - [`config`]: what is kept on disk, and where.
 
@@ -29,6 +30,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod discovery;
+pub mod doctor;
 pub mod engine;
 pub mod frontend;
 pub mod identity;

@@ -16,6 +16,7 @@ Examples:
   netbus publish /dev/sdb --name music     offer a disk to the paired machines
   netbus subscribe attic/music             use it there; prints where it is
   netbus unsubscribe attic/music           hand it back
+  netbus doctor                            what is missing here, and what to do
 
 Exit status: 0 done, 1 refused or failed, 2 wrong usage.";
 
@@ -61,6 +62,11 @@ pub(super) enum Verb {
     /// What a daemon does.
     #[command(flatten)]
     Ask(Request),
+    /// Look whether this machine has what Netbus needs
+    ///
+    /// Tells for each thing whether it is well, and the command that helps if not. Works with and without a daemon, and
+    /// changes nothing. The exit status is 1 if something that is needed is not well.
+    Doctor,
     /// Print the completions for a shell
     Completions {
         /// The shell

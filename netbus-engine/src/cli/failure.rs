@@ -16,6 +16,8 @@ pub(super) enum Failure {
     Usage(String),
     /// The daemon or this program could not do it. Errors of both have one form.
     Error(ApiError),
+    /// Something that Netbus needs is not well, as was printed already.
+    Unwell,
     /// Nobody reads standard output any more, which is how `netbus watch | head -1` ends.
     Unread,
 }
@@ -35,7 +37,7 @@ impl Failure {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Unread => ExitCode::SUCCESS,
-            Self::Error(_) => ExitCode::from(1),
+            Self::Error(_) | Self::Unwell => ExitCode::from(1),
             Self::Usage(_) => ExitCode::from(2),
         }
     }
@@ -43,7 +45,7 @@ impl Failure {
     /// What standard error gets, line ends included.
     pub(super) fn report(&self, json: bool) -> String {
         let error = match self {
-            Self::Unread => return String::new(),
+            Self::Unread | Self::Unwell => return String::new(),
             Self::Usage(message) => &ApiError::new(ErrorKind::Invalid, message),
             Self::Error(error) => error,
         };

@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::config::Environment;
-use crate::daemon;
+use crate::{daemon, doctor};
 use args::{Arguments, Verb};
 use failure::Failure;
 use screen::Screen;
@@ -71,14 +71,21 @@ fn run(arguments: Arguments, screen: &mut Screen) -> Result<(), Failure> {
             let environment = Environment { name, port, ..environment };
             Ok(daemon::run(daemon::Options { environment, interfaces: wanted.interfaces })?)
         }
+        Verb::Doctor => {
+            let report = runtime()?.block_on(doctor::examine(&environment()?));
+            screen.answer(&report, || show::report(&report))?;
+            if report.well { Ok(()) } else { Err(Failure::Unwell) }
+        }
         Verb::Ask(request) => {
             let environment = environment()?;
-            // One connection at a time is all that a command has to look after.
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(runtime_failure)?;
-            runtime.block_on(verbs::run(request, &environment.socket, screen))
+            runtime()?.block_on(verbs::run(request, &environment.socket, screen))
         }
     }
+}
+
+/// One connection at a time is all that a command has to look after.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(runtime_failure)
 }
 
 fn runtime_failure(error: io::Error) -> Failure {

@@ -14,6 +14,7 @@ mod permissions;
 pub mod state;
 pub mod text;
 
+pub use self::permissions::{judge_folder as judge_state_folder, judge_secret as judge_secret_file};
 pub use documents::{DEFAULT_PORT, Peer, Peers, Settings};
 pub use paths::{Environment, EnvironmentError, Overrides};
 pub use state::{Document, StateDir, StateError};

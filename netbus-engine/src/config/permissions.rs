@@ -2,10 +2,14 @@
 //! profile inherits that profile's access list, which already keeps other users out.
 
 #[cfg(unix)]
-pub(super) use unix::{create_folder, judge_folder, judge_secret, private_file, sync_folder};
+pub(super) use unix::{create_folder, private_file, sync_folder};
+#[cfg(unix)]
+pub use unix::{judge_folder, judge_secret};
 
 #[cfg(not(unix))]
-pub(super) use inherited::{create_folder, judge_folder, judge_secret, private_file, sync_folder};
+pub(super) use inherited::{create_folder, private_file, sync_folder};
+#[cfg(not(unix))]
+pub use inherited::{judge_folder, judge_secret};
 
 #[cfg(unix)]
 mod unix {
@@ -20,7 +24,10 @@ mod unix {
     }
 
     /// Says what is wrong with a folder that somebody else could change; `None` when nothing is.
-    pub(in crate::config) fn judge_folder(path: &Path) -> io::Result<Option<String>> {
+    ///
+    /// # Errors
+    /// The system's, when it does not say.
+    pub fn judge_folder(path: &Path) -> io::Result<Option<String>> {
         let metadata = path.metadata()?;
         let user = rustix::process::geteuid().as_raw();
         let mode = metadata.mode() & 0o7777;
@@ -37,7 +44,10 @@ mod unix {
     }
 
     /// Says what is wrong with a secret that somebody else could read; `None` when nothing is.
-    pub(in crate::config) fn judge_secret(path: &Path) -> io::Result<Option<String>> {
+    ///
+    /// # Errors
+    /// The system's, when it does not say.
+    pub fn judge_secret(path: &Path) -> io::Result<Option<String>> {
         let mode = path.metadata()?.mode() & 0o7777;
         if mode & 0o077 != 0 {
             return Ok(Some(format!("its mode {mode:o} lets other users read it; set it to 600")));
@@ -70,14 +80,20 @@ mod inherited {
     }
 
     /// Says what is wrong with a folder; `None` when nothing is.
-    pub(in crate::config) fn judge_folder(path: &Path) -> io::Result<Option<String>> {
+    ///
+    /// # Errors
+    /// The system's, when it does not say.
+    pub fn judge_folder(path: &Path) -> io::Result<Option<String>> {
         let folder = path.metadata()?.is_dir();
         Ok((!folder).then(|| "it is not a folder".to_owned()))
     }
 
     /// The access list of the profile protects secrets.
-    pub(in crate::config) fn judge_secret(_path: &Path) -> io::Result<Option<String>> {
-        Ok(None)
+    ///
+    /// # Errors
+    /// The system's, when there is no such file.
+    pub fn judge_secret(path: &Path) -> io::Result<Option<String>> {
+        path.metadata().map(|_| None)
     }
 
     /// Options for a file with the folder's access list.

@@ -19,7 +19,7 @@ mod addresses;
 mod directory;
 mod label;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -187,6 +187,31 @@ impl Discovery {
             tracing::warn!("The goodbye to the other machines is late; they may see this one for two minutes more");
         }
     }
+}
+
+/// The names of the machines that announce themselves within a time, this one among them if its daemon runs. Announces
+/// nothing.
+///
+/// # Errors
+/// [`DiscoveryError`].
+pub async fn listen(time: Duration) -> Result<Vec<String>, DiscoveryError> {
+    try_port()?;
+    let daemon = ServiceDaemon::new()?;
+    let found = daemon.browse(SERVICE)?;
+    let mut names = BTreeSet::new();
+    let hear = async {
+        while let Ok(event) = found.recv_async().await {
+            if let ServiceEvent::ServiceFound(_, full_name) = event
+                && let Some(label) = full_name.strip_suffix(&format!(".{SERVICE}"))
+            {
+                names.insert(label::to_name(label));
+            }
+        }
+    };
+    // It never ends by itself.
+    let _ = timeout(time, hear).await;
+    let _ended = daemon.shutdown()?;
+    Ok(names.into_iter().collect())
 }
 
 /// Whether the system lets us have the multicast DNS port at all: the library tells nobody when it does not.

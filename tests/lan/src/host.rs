@@ -400,7 +400,11 @@ impl Host {
         self.folder.join(format!("daemon-{}.log", self.starts))
     }
 
-    fn try_netbus(&self, args: &[&str]) -> anyhow::Result<Output> {
+    /// Runs a `netbus` command, whatever comes of it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn try_netbus(&self, args: &[&str]) -> anyhow::Result<Output> {
         Ok(self.command().args(args).stdin(Stdio::null()).output()?)
     }
 

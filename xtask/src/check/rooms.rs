@@ -19,7 +19,7 @@ struct Room {
 }
 
 /// Lower rooms first. A room that is not here does not pass: its author decides where it belongs.
-const ROOMS: [Room; 16] = [
+const ROOMS: [Room; 17] = [
     Room { name: "config", uses: &[] },
     Room { name: "discovery", uses: &[] },
     Room { name: "identity", uses: &["config"] },
@@ -54,8 +54,9 @@ const ROOMS: [Room; 16] = [
         ],
     },
     Room { name: "daemon", uses: &["config", "discovery", "identity", "session", "class", "control", "engine"] },
-    // A client like any other: what it wants of the owner it asks through the control socket.
-    Room { name: "cli", uses: &["config", "class", "control", "daemon", "latency"] },
+    // Clients like any other: what they want of the owner they ask through the control socket.
+    Room { name: "doctor", uses: &["config", "control", "discovery"] },
+    Room { name: "cli", uses: &["config", "class", "control", "daemon", "doctor", "latency"] },
 ];
 
 /// Every use of a room that the table does not allow, as a sentence each with its file and line.

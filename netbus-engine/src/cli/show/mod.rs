@@ -1,11 +1,13 @@
 //! Answers for people: lists as tables, the rest as sentences. All of it is printable and ends its lines; an empty
 //! list is empty, so that scripts need not know what it would say.
 
+mod doctor;
 mod latency;
 mod news;
 #[cfg(test)]
 mod tests;
 
+pub(super) use doctor::report;
 pub(super) use latency::latency;
 pub(super) use news::event;
 

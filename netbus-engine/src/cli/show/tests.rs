@@ -270,3 +270,30 @@ fn news_are_lines_with_the_time() {
     assert_eq!(line(changed), "13:00  attic/music is faulted: The disk is another one.\n");
     assert_eq!(line(Event::Watching), "");
 }
+
+#[test]
+fn the_doctor_says_how_it_is_and_what_to_do() {
+    use crate::doctor::{Check, Report, Verdict};
+    let check = |name: &str, verdict, text: &str, remedy: Option<&str>| Check {
+        name: name.to_owned(),
+        verdict,
+        text: text.to_owned(),
+        remedy: remedy.map(str::to_owned),
+    };
+    let found = Report::of(vec![
+        check("daemon", Verdict::Ok, "\"de\u{7}sk\" runs, version 0.1.0.", None),
+        check("firewall", Verdict::Unknown, "Only root can see it.", Some("sudo nft list ruleset")),
+        check("helper", Verdict::Warning, "It is not installed.", Some("sudo apt-get install netbus")),
+        check("fuse", Verdict::Wrong, "This system has no FUSE.", Some("sudo modprobe fuse")),
+    ]);
+    let expected = "\
+ok       daemon    \"de\\u{7}sk\" runs, version 0.1.0.
+unknown  firewall  Only root can see it.
+                   -> sudo nft list ruleset
+warning  helper    It is not installed.
+                   -> sudo apt-get install netbus
+WRONG    fuse      This system has no FUSE.
+                   -> sudo modprobe fuse
+";
+    assert_eq!(report(&found), expected);
+}

@@ -5,6 +5,7 @@
 mod chaos;
 mod daemon;
 mod discovery;
+mod doctor;
 mod durability;
 mod failing;
 mod giving_up;
