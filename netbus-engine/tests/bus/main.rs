@@ -13,7 +13,7 @@ mod shelf;
 mod slate;
 
 use bytes::Bytes;
-use netbus_engine::control::api::{Answer, Call, ErrorKind, PublishedState, Status, SubscribedState};
+use netbus_engine::control::api::{Answer, Call, ErrorKind, NodePath, PublishedState, Status, SubscribedState};
 
 use machine::{Machine, code, until};
 use shelf::{fetch, put};
@@ -64,6 +64,46 @@ async fn a_subscription_that_fails_is_not_in_the_way_of_the_next() {
         desk.subscribe("attic/shelf", false).await.unwrap();
         desk.unsubscribe("attic/shelf").await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_kernel_cannot_serve_a_device_a_frontend_does_and_it_stays_so() {
+    let (attic, mut desk) = pair().await;
+    attic.publish(false).await.unwrap();
+    let subscribe = async |desk: &Machine| {
+        let (target, way) = ("attic/shelf".to_owned(), Some("machine".to_owned()));
+        let call = Call::Subscribe { target, way, read_only: false, address: None, give_up_after_seconds: None };
+        desk.call(call).await
+    };
+    desk.shelf.set_handless(true);
+    let error = subscribe(&desk).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.message.contains("neither a machine nor a hand"), "{error:?}");
+    assert_eq!(attic.status().await.published[0].state, PublishedState::Ready, "a lease was asked for in vain");
+
+    desk.shelf.set_handless(false);
+    let Ok(Answer::Node { node, way, path, .. }) = subscribe(&desk).await else { panic!("no node") };
+    assert_eq!((way.as_str(), path), ("machine", Some(NodePath::Loop)));
+    desk.shelf.queue(&node).call(put(7, b"seven")).await.unwrap();
+
+    // The kernel learns it, and the daemon starts anew.
+    desk.shelf.set_machined(true);
+    desk.stop().await;
+    desk.resume().await;
+    let used = until("the node to be back", async || {
+        desk.status().await.subscribed.into_iter().find(|used| used.state == SubscribedState::Active)
+    })
+    .await;
+    assert_eq!(used.path, Some(NodePath::Loop));
+    assert_eq!(desk.shelf.queue(&node).call(fetch(7)).await.unwrap(), Bytes::from_static(b"seven"));
+    desk.unsubscribe("shelf").await.unwrap();
+
+    // A next one is the kernel's, which this machine's does not really do.
+    let error = subscribe(&desk).await.unwrap_err();
+    assert!(desk.shelf.nodes().is_empty(), "{error:?}");
+    // A way without a choice says nothing of one.
+    desk.subscribe("attic/shelf", false).await.unwrap();
+    assert_eq!(desk.status().await.subscribed[0].path, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

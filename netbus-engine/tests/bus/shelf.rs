@@ -11,11 +11,12 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_engine::backend::{Backend, Ticket};
 use netbus_engine::class::{
-    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
+    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, ServedBy, Stamp,
 };
 use netbus_engine::frontend::{Frontend, Presentation, Queue, RemoveError};
 use netbus_proto::ids::{ClassCode, Epoch, Instance, Tag};
 use netbus_proto::request::{Access, DeviceError, ErrorKind, Request, Shape};
+use netbus_proto::wire::control::Framing;
 
 const PUT: u8 = 1;
 const FETCH: u8 = 2;
@@ -27,6 +28,7 @@ pub(crate) struct ShelfClass {
     life: Arc<Mutex<u8>>,
     fronts: Arc<Mutex<HashMap<String, Queue>>>,
     handless: Arc<AtomicBool>,
+    machined: Arc<AtomicBool>,
     delay: Arc<Mutex<Duration>>,
 }
 
@@ -34,6 +36,11 @@ impl ShelfClass {
     /// Whether this machine lacks what presenting a shelf takes.
     pub(crate) fn set_handless(&self, handless: bool) {
         self.handless.store(handless, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel of this machine serves a shelf by itself.
+    pub(crate) fn set_machined(&self, machined: bool) {
+        self.machined.store(machined, Ordering::Relaxed);
     }
 
     /// How long the real shelf takes for everything from now on.
@@ -155,7 +162,21 @@ impl DeviceClass for ShelfClass {
     }
 
     fn presentations(&self) -> &'static [&'static str] {
-        &["hand"]
+        &["hand", "machine"]
+    }
+
+    fn kernel_framing(&self, way: &str) -> Option<Framing> {
+        (way == "machine").then_some(Framing::Nbd)
+    }
+
+    fn served_by<'a>(&'a self, way: &'a str) -> BoxFuture<'a, Result<ServedBy, PresentError>> {
+        Box::pin(async move {
+            assert_eq!(way, "machine", "nothing else leaves a choice");
+            if self.handless.load(Ordering::Relaxed) {
+                return Err(PresentError::Unavailable("There is neither a machine nor a hand here".to_owned()));
+            }
+            Ok(if self.machined.load(Ordering::Relaxed) { ServedBy::Kernel } else { ServedBy::Frontend })
+        })
     }
 
     fn present<'a>(

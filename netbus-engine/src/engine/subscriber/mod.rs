@@ -116,7 +116,8 @@ impl Subscriber {
             return reply.fail(ApiErrorKind::Invalid, text);
         }
         if let Some(existing) = self.subscriptions.get(&key)
-            && (!existing.stored.ended || matches!(existing.state, State::Opening { .. } | State::Closing { .. }))
+            && (!existing.stored.ended
+                || matches!(existing.state, State::Opening { .. } | State::Linking { .. } | State::Closing { .. }))
         {
             let text = match &existing.node {
                 Some(node) => format!("\"{}\" is in use here already: {node}", offer.name),
