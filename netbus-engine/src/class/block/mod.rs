@@ -4,7 +4,8 @@
 //! - `identity`: what a published device is known by, and its claim.
 //! - `local`: the host's backend on a file or a block device.
 //! - `partitions`: the partition table of a disk.
-//! - `frontend`: what the subscriber's applications see: a disk of the kernel, a FUSE file, or an NBD socket.
+//! - `frontend`: what the subscriber's applications see: a disk of the kernel or of a loop device, a FUSE file, or an NBD
+//!   socket.
 
 pub mod frontend;
 mod identity;
