@@ -31,6 +31,9 @@ const REDIAL_AFTER: Duration = Duration::from_millis(250);
 /// How long a node is without a link before that is a long time.
 const LONG: Duration = Duration::from_secs(10);
 
+/// How long a host that is away is dialed without rest.
+const RESTLESS: Duration = Duration::from_secs(60);
+
 /// Why a link was not granted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
@@ -96,14 +99,21 @@ impl Subscriber {
         let Some(subscription) = self.subscriptions.get_mut(&key) else { return };
         subscription.work = None;
         match result {
-            Ok(frontend) => {
+            // Its user has ended it, and only its host could not be told yet.
+            Ok(frontend) if subscription.stored.ended => frontend.into_iter().for_each(discard),
+            Ok(Some(frontend)) => {
+                info!("A node of the kernel goes on");
                 subscription.looked = true;
-                if let Some(frontend) = frontend {
-                    info!("A node of the kernel goes on");
-                    subscription.node = Some(frontend.node());
-                    subscription.frontend = Some(frontend);
-                    subscription.alone_since = Some(Instant::now());
-                }
+                subscription.node = Some(frontend.node());
+                subscription.frontend = Some(frontend);
+                subscription.alone_since = Some(Instant::now());
+                self.want_link(key);
+            }
+            Ok(None) => {
+                subscription.looked = true;
+                // No program has seen what was under the last lease, so that there is nothing to go on with.
+                subscription.lease = None;
+                subscription.stored.kernel = subscription.stored.kernel.map(|node| StoredNode { lease: None, ..node });
                 self.want_link(key);
             }
             Err(error) => {
@@ -159,9 +169,13 @@ impl Subscriber {
         subscription.state = State::Linking { why: Some(why.clone()) };
         let (config, name) = (tls::client_config(&core.identity, Some(key.0)), core.name.clone());
         let (inputs, attempt) = (core.inputs.clone(), subscription.attempts);
+        let is_restless = !subscription.is_alone_for(RESTLESS, Instant::now());
         tokio::spawn(async move {
             let link = async {
-                let dialed = dial::dial_restlessly(addresses, config).await?;
+                let dialed = match is_restless {
+                    true => dial::dial_restlessly(addresses, config).await?,
+                    false => dial::dial(addresses, config).await?,
+                };
                 Ok(Box::new(handed::open(dialed.link, name, open).await?))
             };
             let result = link.await;
@@ -208,7 +222,9 @@ impl Subscriber {
                     reply.fail(ApiErrorKind::Unavailable, text);
                     return self.forget(core, key);
                 }
-                subscription.state = State::Waiting { why: text, retry: Some(Instant::now() + REDIAL_AFTER) };
+                let now = Instant::now();
+                let pause = if subscription.is_alone_for(RESTLESS, now) { RETRY_AFTER } else { REDIAL_AFTER };
+                subscription.state = State::Waiting { why: text, retry: Some(now + pause) };
             }
         }
     }
@@ -323,8 +339,7 @@ impl Subscriber {
     pub(super) fn give_up_in_time(&mut self, core: &Core, now: Instant) {
         let is_over = |subscription: &Subscription| {
             let patience = subscription.stored.give_up_after.map(Duration::from_secs);
-            let alone_for = subscription.alone_since.map(|since| now.saturating_duration_since(since));
-            patience.zip(alone_for).is_some_and(|(patience, alone_for)| alone_for > patience)
+            patience.is_some_and(|patience| subscription.is_alone_for(patience, now))
         };
         let over: Vec<Key> =
             self.subscriptions.iter().filter(|(_, subscription)| is_over(subscription)).map(|(key, _)| *key).collect();
@@ -336,7 +351,7 @@ impl Subscriber {
     /// Prepares the nodes whose host is away for long.
     pub(super) fn park_in_time(&mut self, core: &Core, now: Instant) {
         for subscription in self.subscriptions.values_mut().filter(|subscription| !subscription.parked) {
-            let is_long = subscription.alone_since.is_some_and(|since| now.saturating_duration_since(since) > LONG);
+            let is_long = subscription.is_alone_for(LONG, now);
             let class = core.registry.by_name(&subscription.stored.class).filter(|_| is_long);
             if let (Some(class), Some(StoredNode { id, .. })) = (class.cloned(), subscription.stored.kernel) {
                 subscription.parked = true;
@@ -370,6 +385,11 @@ impl Subscription {
         if let Some(node) = &mut self.stored.kernel {
             node.lease = Some(StoredNodeLease { epoch: epoch.0, generation: generation.0, instance });
         }
+    }
+
+    /// Whether its node has been without a link for longer than this.
+    fn is_alone_for(&self, time: Duration, now: Instant) -> bool {
+        self.alone_since.is_some_and(|since| now.saturating_duration_since(since) > time)
     }
 
     /// Lets the programs that use its node have errors: it is lost. The node goes when they have closed it.

@@ -120,7 +120,7 @@ fn a_disk_on_a_dead_link_is_given_up_by_force_and_nobody_hangs() -> anyhow::Resu
 }
 
 #[test]
-fn a_partitioned_disk_shows_its_partitions_and_a_daemon_that_comes_after_knows_them() -> anyhow::Result<()> {
+fn a_partitioned_disk_shows_its_partitions_and_is_there_again_after_a_reboot() -> anyhow::Result<()> {
     with_a_kernel_disk(|pair| {
         let (whole, second) = (NODE, format!("{NODE}.2"));
         pair.desk.run(&format!("printf 'size=16MiB\n,\n' | sfdisk -q -X gpt {whole}"))?;
@@ -134,6 +134,18 @@ fn a_partitioned_disk_shows_its_partitions_and_a_daemon_that_comes_after_knows_t
         pair.desk.becomes("active")?;
         let refusal = pair.desk.netbus_fails(&["unsubscribe", "attic/backup"])?;
         ensure!(refusal.contains("mounted at /mnt/disk"), "{refusal}");
+        pair.desk.run("echo kept >/mnt/disk/file && sync /mnt/disk/file")?;
+        // After a reboot it is there again by itself, as a new node.
+        pair.desk.power_off_hard()?;
+        pair.desk.power_on()?;
+        pair.desk.wait_for_boot()?;
+        pair.desk.start_helper()?;
+        pair.desk.start_daemon()?;
+        ensure!(pair.desk.becomes("active")?["node"] == NODE);
+        ensure!(
+            pair.desk.run(&format!("mkdir -p /mnt/disk && mount {second} /mnt/disk && cat /mnt/disk/file"))?
+                == "kept\n"
+        );
         pair.desk.run("umount /mnt/disk")?;
         pair.desk.netbus(&["unsubscribe", "attic/backup"])?;
         wait_until_free(pair)?;
