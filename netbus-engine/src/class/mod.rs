@@ -284,7 +284,13 @@ pub struct OpenedDevice {
     pub path: PathBuf,
     /// Whether each change is made durable before it is answered.
     pub write_through: bool,
+    /// Tells whether it is still there.
+    pub presence: Presence,
 }
+
+/// Tells whether the device that was opened is still the one that is there: `false` once it was unplugged, also after it
+/// was plugged in again. May block for as long as a look at the system takes. Keeps no claim on the device.
+pub type Presence = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Why a device cannot be published or opened.
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, PublicationId, Tag};
 use netbus_proto::lease;
 use netbus_proto::wire::control::{Control, Open, Reason, Refusal, Withdraw, is_slug};
@@ -13,7 +14,7 @@ use tracing::warn;
 use super::publication::{Device, PeerSession, Publication, Sessions, Unlike, bounded};
 use super::store::{DeviceBytes, Publications, StoredLease, StoredPublication};
 use super::{Core, Input, Reply, error_chain};
-use crate::class::{Identified, Identity, OpenError, OpenedDevice};
+use crate::class::{Identified, Identity, OpenError, OpenedDevice, Presence};
 use crate::control::api::{self, Answer, ApiError, ErrorKind, Event, PublishedState};
 use crate::latency::report::ChannelReport;
 use crate::session::{SessionHandle, SessionId};
@@ -21,7 +22,7 @@ use crate::session::{SessionHandle, SessionId};
 /// Publications of one machine.
 const MAX_PUBLICATIONS: usize = 1000;
 
-/// How often publications without leases are looked at: whether their device is there.
+/// How often publications are looked at: whether their device is there.
 const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What this machine publishes.
@@ -40,6 +41,17 @@ pub(crate) struct Wanted {
     pub(super) read_only: bool,
     pub(super) to: Vec<Fingerprint>,
 }
+
+/// What was seen of a device.
+pub(crate) enum Look {
+    /// Nobody holds it open: its description, or why it is not there.
+    Idle(Result<Bytes, String>),
+    /// It is held open and has gone.
+    Gone(Presence),
+}
+
+/// Looks at one device. Blocking.
+type Task = Box<dyn FnOnce() -> Option<Look> + Send>;
 
 impl Host {
     /// The publications of an earlier life of the daemon. Those of a class that this build lacks are kept, unused.
@@ -157,40 +169,49 @@ impl Host {
         }
     }
 
-    /// Looks, on a blocking thread, whether the devices are there that nobody holds open.
+    /// Looks, on a blocking thread, whether the devices are there.
     fn look(&mut self, core: &Core) {
-        let idle: Vec<_> = self
+        let tasks: Vec<_> = self
             .publications
             .values()
-            .filter(|publication| matches!(publication.device, Device::Closed))
-            .map(|publication| (publication.id(), Arc::clone(&publication.class), publication.stored.identity.clone()))
+            .filter_map(|publication| {
+                let (class, identity) = (Arc::clone(&publication.class), publication.stored.identity.clone());
+                let task: Task = match (&publication.device, publication.device_presence()) {
+                    (_, Some(presence)) => Box::new(move || (!presence()).then_some(Look::Gone(presence))),
+                    (Device::Closed, None) => {
+                        let locate = move || class.locate(&identity).map_err(|error| error_chain(&error));
+                        Box::new(move || Some(Look::Idle(locate())))
+                    }
+                    (Device::Opening { .. } | Device::Open { .. } | Device::Failed { .. }, None) => return None,
+                };
+                Some((publication.id(), task))
+            })
             .collect();
-        if idle.is_empty() {
+        if tasks.is_empty() {
             return;
         }
         self.looking = true;
         let inputs = core.inputs.clone();
         tokio::task::spawn_blocking(move || {
-            let looks = idle
-                .into_iter()
-                .map(|(id, class, identity)| (id, class.locate(&identity).map_err(|error| error_chain(&error))))
-                .collect();
+            let looks = tasks.into_iter().filter_map(|(id, task)| Some((id, task()?))).collect();
             // The engine is gone only when the daemon stops.
             let _ = inputs.send(Input::Looked(looks));
         });
     }
 
-    /// What was seen of the devices that nobody holds open.
-    pub(super) fn looked(&mut self, core: &Core, looks: Vec<(PublicationId, Result<bytes::Bytes, String>)>) {
+    /// What was seen of the devices.
+    pub(super) fn looked(&mut self, core: &Core, looks: Vec<(PublicationId, Look)>) {
         self.looking = false;
         for (id, look) in looks {
             let Some(publication) = self.publications.get_mut(&id) else { continue };
-            if !matches!(publication.device, Device::Closed) {
-                continue;
-            }
             let (presence, device) = match look {
-                Ok(device) => (Ok(()), Some(device)),
-                Err(text) => (Err(text), None),
+                Look::Gone(presence) => {
+                    publication.unplugged(core, &self.sessions, &presence);
+                    continue;
+                }
+                Look::Idle(_) if !matches!(publication.device, Device::Closed) => continue,
+                Look::Idle(Ok(device)) => (Ok(()), Some(device)),
+                Look::Idle(Err(text)) => (Err(text), None),
             };
             let changed = presence != publication.presence
                 || device.as_ref().is_some_and(|device| *device != publication.stored.device.0);

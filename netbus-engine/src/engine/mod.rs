@@ -23,7 +23,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_proto::attachment::BindError;
 use netbus_proto::ids::{Epoch, Fingerprint, PublicationId};
@@ -32,7 +31,7 @@ use netbus_proto::wire::control::Purpose;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use self::host::Host;
+use self::host::{Host, Look};
 use self::peers::Peers;
 use self::store::{Publications, StoredPublication, Subscriptions};
 use self::subscriber::{Key, Subscriber};
@@ -108,7 +107,7 @@ pub(crate) enum Input {
         epoch: Epoch,
         result: Result<(), publication::Unlike>,
     },
-    Looked(Vec<(PublicationId, Result<Bytes, String>)>),
+    Looked(Vec<(PublicationId, Look)>),
     Fenced {
         publication: PublicationId,
         epoch: Epoch,
@@ -505,7 +504,7 @@ impl Engine {
         use netbus_proto::wire::Control;
         if let Control::Offer(offer) = message {
             self.peers.offered(&self.core, peer, offer.clone());
-            self.subscriber.offered(peer, &offer, handle);
+            self.subscriber.offered(&self.core, peer, &offer, handle);
             self.go_on_subscribing();
         } else if let Control::Withdraw(withdraw) = message {
             self.peers.withdrawn(&self.core, peer, withdraw.publication);

@@ -3,10 +3,12 @@
 //! - `giving`: a lease becomes a channel or a data link.
 //! - `evidence`: whether an opened device has the content that a subscriber has left.
 //! - `unflushed`: whether something that was answered over a data link may be lost.
+//! - `unplugged`: a device that goes away while peers have it open.
 
 mod evidence;
 mod giving;
 mod unflushed;
+mod unplugged;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -227,7 +229,7 @@ impl Publication {
         };
         match result {
             Ok(opened) => {
-                self.presence = Ok(());
+                let was_missed = std::mem::replace(&mut self.presence, Ok(())).is_err();
                 self.remember(core, &opened);
                 if !read_only && self.stored.stamp.take().is_some() {
                     core.store_publication(&self.stored);
@@ -235,6 +237,9 @@ impl Publication {
                 // It was flushed as it was opened.
                 self.unmark(core, self.instance(&opened));
                 self.device = Device::Open { opened: Arc::new(opened), read_only };
+                if was_missed {
+                    self.tell_offer(core, sessions);
+                }
                 for grant in grants {
                     self.admit(core, sessions, grant);
                 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use netbus_engine::control::api::Call;
+use netbus_engine::control::api::{Call, PublishedState};
 use netbus_engine::identity::keys::Identity;
 use netbus_engine::session::dial;
 use netbus_engine::session::halves::{LinkReader, LinkWriter};
@@ -262,6 +262,43 @@ async fn a_restart_of_the_daemon_loses_nothing_orderly_or_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_pulled_out_closes_its_data_link_without_an_answer_and_a_clean_one_goes_on() {
+    let disk = Disk::published().await;
+    let mut link = disk.link(None).await.unwrap();
+    assert!(link.ask(WRITE, 0, 0, 512, &[1; 512]).await.is_ok());
+    assert!(link.ask(FLUSH, 0, 0, 0, &[]).await.is_ok());
+    until("the mark to go", async || disk.attic.mark("disk").is_none().then_some(())).await;
+    disk.attic.disk.close();
+    link.send(READ, 0, 1, 0, 512, &[]).await;
+    until("the read to be at the disk", async || (disk.attic.disk.held() == 1).then_some(())).await;
+    let lease = disk.unplug(link).await;
+    disk.attic.disk.open_gate();
+    assert_eq!(disk.link(Some(&lease)).await.unwrap_err(), Reason::Absent);
+    assert_eq!(disk.attic.status().await.published[0].holders[0].peer, "desk");
+    disk.attic.disk.plug_in();
+    let mut link = disk.link(Some(&lease)).await.expect("it was clean");
+    assert_eq!(link.grant.generation, lease.generation);
+    assert_ne!(link.grant.instance, lease.instance);
+    assert_eq!(link.ask(READ, 0, 0, 512, &[]).await, Ok(vec![1; 512]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dirty_disk_that_was_pulled_out_is_refused_unless_it_is_write_through() {
+    let disk = Disk::published().await;
+    for write_through in [false, true] {
+        if write_through {
+            disk.attic.disk.write_through();
+        }
+        let mut link = disk.link(None).await.unwrap();
+        assert!(link.ask(WRITE, 0, 0, 512, &[1; 512]).await.is_ok());
+        let lease = disk.unplug(link).await;
+        assert_eq!(disk.attic.mark("disk").is_none(), write_through, "the mark of what was not flushed");
+        disk.attic.disk.plug_in();
+        assert_eq!(disk.link(Some(&lease)).await.map(drop).err(), (!write_through).then_some(Reason::LeaseLost));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_through_disk_needs_no_mark() {
     let mut disk = Disk::published().await;
     disk.attic.disk.write_through();
@@ -325,6 +362,15 @@ impl Disk {
             samples: None,
         });
         Open { publication: self.attic.publication("disk"), write, resume, framing }
+    }
+
+    /// The disk is pulled out, and the host sees that. Gives the lease that its peer had.
+    async fn unplug(&self, mut link: Link) -> Grant {
+        self.attic.disk.unplug();
+        assert_eq!(link.reply().await, None);
+        let absent = async || self.attic.status().await.published[0].state == PublishedState::Absent;
+        until("the disk to be missed", async || absent().await.then_some(())).await;
+        link.grant
     }
 
     /// The host loses power and is started anew. Gives the lease that its peer had.

@@ -29,6 +29,7 @@ struct Gate {
     closed: bool,
     held: Vec<(Arc<dyn Backend>, Ticket)>,
     life: u8,
+    unplugged: bool,
     write_through: bool,
 }
 
@@ -60,6 +61,22 @@ impl GatedClass {
         self.lock().life += 1;
     }
 
+    /// Its devices are pulled out.
+    pub(crate) fn unplug(&self) {
+        let held = {
+            let mut gate = self.lock();
+            gate.unplugged = true;
+            gate.life += 1;
+            std::mem::take(&mut gate.held)
+        };
+        // Answers each as gone.
+        drop(held);
+    }
+
+    pub(crate) fn plug_in(&self) {
+        self.lock().unplugged = false;
+    }
+
     /// Makes the devices that are opened from now on write-through.
     pub(crate) fn write_through(&self) {
         self.lock().write_through = true;
@@ -78,7 +95,10 @@ struct Gated {
 impl Backend for Gated {
     fn submit(&self, ticket: Ticket) {
         let mut gate = self.gate.lock().unwrap();
-        if gate.closed {
+        if gate.unplugged {
+            drop(gate);
+            drop(ticket);
+        } else if gate.closed {
             gate.held.push((Arc::clone(&self.device), ticket));
         } else {
             drop(gate);
@@ -117,8 +137,14 @@ impl DeviceClass for GatedClass {
     }
 
     fn open(&self, identity: &Identity, read_only: bool) -> Result<OpenedDevice, OpenError> {
+        self.locate(identity)?;
         let mut opened = self.block.open(identity, read_only)?;
         let gate = self.lock();
+        let (life, at) = (gate.life, Arc::clone(&self.gate));
+        opened.presence = Arc::new(move || {
+            let gate = at.lock().unwrap();
+            !gate.unplugged && gate.life == life
+        });
         opened.instance.0[15] ^= gate.life;
         opened.write_through |= gate.write_through;
         opened.backend = Arc::new(Gated { device: opened.backend, gate: Arc::clone(&self.gate) });
@@ -126,6 +152,9 @@ impl DeviceClass for GatedClass {
     }
 
     fn locate(&self, identity: &Identity) -> Result<Bytes, OpenError> {
+        if self.lock().unplugged {
+            return Err(OpenError::Absent("The disk is not here".to_owned()));
+        }
         self.block.locate(identity)
     }
 

@@ -11,6 +11,7 @@ mod latency;
 mod machine;
 mod shelf;
 mod slate;
+mod unplugged;
 
 use bytes::Bytes;
 use netbus_engine::control::api::{Answer, Call, ErrorKind, NodePath, PublishedState, Status, SubscribedState};

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_engine::backend::{Backend, Ticket};
 use netbus_engine::class::{
-    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
+    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, Presence, PresentError, Stamp,
 };
 use netbus_engine::frontend::{Frontend, Presentation, Queue};
 use netbus_proto::ids::{ClassCode, Epoch, Instance, Tag};
@@ -40,12 +40,21 @@ struct Device {
     /// A flush has failed, so that none succeeds in this life.
     failed: bool,
     changes: usize,
+    unplugged: bool,
 }
 
 impl Default for Device {
     fn default() -> Self {
         let empty = vec![0; SIZE];
-        Self { cache: empty.clone(), medium: empty, life: 1, flushes_to_fail: 0, failed: false, changes: 0 }
+        Self {
+            cache: empty.clone(),
+            medium: empty,
+            life: 1,
+            flushes_to_fail: 0,
+            failed: false,
+            changes: 0,
+            unplugged: false,
+        }
     }
 }
 
@@ -53,6 +62,17 @@ impl SlateClass {
     /// The machine loses power: what was not flushed is gone.
     pub(crate) fn lose_power(&self) {
         self.lock().begin_anew();
+    }
+
+    /// It is pulled out: what was not flushed is gone.
+    pub(crate) fn unplug(&self) {
+        let mut device = self.lock();
+        device.unplugged = true;
+        device.begin_anew();
+    }
+
+    pub(crate) fn plug_in(&self) {
+        self.lock().unplugged = false;
     }
 
     /// The process that saw a flush fail has ended: what the flush did not write is forgotten, and nobody knows.
@@ -90,6 +110,14 @@ impl SlateClass {
 
     pub(crate) fn queue(&self, node: &str) -> Queue {
         self.hands.queue(node)
+    }
+
+    fn presence(&self, life: u8) -> Presence {
+        let device = Arc::clone(&self.device);
+        Arc::new(move || {
+            let device = device.lock().unwrap();
+            !device.unplugged && device.life == life
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Device> {
@@ -178,7 +206,8 @@ impl DeviceClass for SlateClass {
         Ok(Identified { identity, device, suggested_name: "slate".to_owned(), read_only, removable: false })
     }
 
-    fn open(&self, _identity: &Identity, _read_only: bool) -> Result<OpenedDevice, OpenError> {
+    fn open(&self, identity: &Identity, _read_only: bool) -> Result<OpenedDevice, OpenError> {
+        self.locate(identity)?;
         let mut device = self.lock();
         if device.failed {
             device.begin_anew();
@@ -189,10 +218,14 @@ impl DeviceClass for SlateClass {
             instance: Instance([device.life; 16]),
             path: PathBuf::from("slate"),
             write_through: false,
+            presence: self.presence(device.life),
         })
     }
 
     fn locate(&self, _identity: &Identity) -> Result<Bytes, OpenError> {
+        if self.lock().unplugged {
+            return Err(OpenError::Absent("The slate is not here".to_owned()));
+        }
         Ok(Bytes::from_static(&[0x19, 0x10, 0x00]))
     }
 

@@ -19,6 +19,7 @@
 //! - Nothing is granted while work under an ended lease may still reach the device.
 //! - A grant to a new writer raises the generation. A holder that comes back after a lost link gets a new epoch at the
 //!   same generation, so its attachment may go on; everybody whose generation has passed has lost its lease.
+//! - A device that goes away takes no lease along: epochs are fenced, and what was held is held.
 //! - A writer's lease ends when its peer closes or replaces it or the owner revokes it, and never by itself. A
 //!   reader's lapses [`READER_LAPSE`] after its session was lost.
 //!
@@ -316,6 +317,17 @@ impl LeaseDesk {
         }
         if let Some(grant) = self.grant_mut().filter(|grant| grant.session == session) {
             grant.fate = Fate::SessionLost;
+        }
+    }
+
+    /// The device has gone from the host: nothing is done under the epochs that were granted until now. Their leases are
+    /// held, and wait for their peers to come back.
+    pub fn handle_device_lost(&mut self, now: Instant) {
+        for lease in self.leases.iter_mut().filter(|lease| !lease.fenced) {
+            lease.leave(now);
+            lease.fenced = true;
+            self.fencing.insert(lease.epoch);
+            self.effects.push_back(Effect::Fence(lease.epoch));
         }
     }
 

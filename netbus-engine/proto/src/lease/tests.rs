@@ -335,6 +335,26 @@ fn a_confirmation_that_nobody_waits_for_changes_nothing() {
 }
 
 #[test]
+fn a_lost_device_fences_every_lease_once_and_ends_none() {
+    let mut host = Host::new(fresh());
+    host.open_and_settle(1, ATTIC, WRITE, None);
+    host.desk.handle_device_lost(host.now);
+    assert_eq!(host.effects(), [Effect::Fence(Epoch(1))]);
+    host.desk.handle_device_lost(host.now);
+    assert_eq!(host.effects(), [], "it is fenced already");
+    // The session goes on; what it asks for waits for the fence.
+    host.open(1, ATTIC, WRITE, resume(1, 1));
+    assert_eq!(host.effects(), []);
+    host.desk.handle_fenced(Epoch(1), host.now);
+    assert_eq!(host.settle(), [grant(1, 2, 1, WRITE)]);
+    host.desk.handle_device_lost(host.now);
+    let holder = host.desk.revoke(ATTIC, host.now).unwrap();
+    assert!(holder.write && !holder.connected);
+    assert_eq!(host.settle(), [], "nobody has a channel that could be revoked");
+    assert_eq!(host.desk.holders().count(), 0);
+}
+
+#[test]
 fn a_refusal_has_its_reason_on_the_wire() {
     let in_use = Refusal::InUse { holder: ATTIC, write: true, since: UnixSeconds(0) };
     let reasons = [in_use, Refusal::LeaseLost, Refusal::Busy].map(|refusal| refusal.reason());

@@ -61,6 +61,8 @@ enum Step {
         peer: usize,
     },
     LocalUse,
+    /// The device is pulled out.
+    DeviceLost,
     /// The host dies and lives again; a store under way may have been durable.
     Restart {
         stored: bool,
@@ -101,6 +103,7 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => (1..40_u64).prop_map(|seconds| Step::Wait(Duration::from_secs(seconds))),
         1 => (0..3_usize).prop_map(|peer| Step::Revoke { peer }),
         1 => Just(Step::LocalUse),
+        1 => Just(Step::DeviceLost),
         1 => any::<bool>().prop_map(|stored| Step::Restart { stored }),
     ]
 }

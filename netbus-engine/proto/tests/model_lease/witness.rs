@@ -65,6 +65,13 @@ impl Witness {
         }
     }
 
+    /// Everybody still holds what was held, and is away.
+    pub(crate) fn device_lost(&mut self, now: Instant) {
+        for presence in self.held.values_mut().filter(|presence| matches!(presence, Presence::Connected(_))) {
+            *presence = Presence::Away { since: Some(now) };
+        }
+    }
+
     /// Readers that have been away for too long hold nothing any more.
     pub(crate) fn timeout(&mut self, now: Instant) {
         let grants = &self.grants;

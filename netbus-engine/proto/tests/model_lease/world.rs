@@ -82,6 +82,10 @@ impl World {
                 let used = self.desk.local_use(self.now).is_ok();
                 self.witness.local_use(used)?;
             }
+            Step::DeviceLost => {
+                self.witness.device_lost(self.now);
+                self.desk.handle_device_lost(self.now);
+            }
             Step::Restart { stored } => self.restart(stored),
         }
         self.poll()

@@ -75,8 +75,8 @@ impl Publication {
         self.stored.unflushed.filter(|mark| mark.instance != now_at)?;
         let label = &self.stored.label;
         Some(format!(
-            "\"{label}\" has lost changes that were written and not synced: its machine has failed or was started anew. \
-             Nothing was written to it since. Check what is on it, then unsubscribe and subscribe anew"
+            "\"{label}\" has lost changes that were written and not synced: it was unplugged, or its machine has failed \
+             or was started anew. Nothing was written to it since. Check what is on it, then unsubscribe and subscribe anew"
         ))
     }
 

@@ -11,7 +11,7 @@ use netbus_proto::wire::control::{Close, Control, Grant, Open, Reason, Refusal, 
 use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
-use super::ending::unsubscribed;
+use super::ending::{interrupted, unsubscribed};
 use super::subscription::{Lease, State, Work, waiting};
 use super::{Key, Question, RETRY_AFTER, Subscriber};
 use crate::backend::remote::Remote;
@@ -164,6 +164,25 @@ impl Subscriber {
         self.open(key, session);
     }
 
+    /// The device of a channel that is open has gone from its host, and with it the channel. The lease goes on when the
+    /// device is there again.
+    pub(super) fn unplugged(&mut self, core: &Core, key: Key) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        let State::Active { epoch, .. } = subscription.state else { return };
+        let why = subscription.unplugged_text();
+        // Before the attachment lets go: that is no reason to ask for the channel at once.
+        subscription.state = State::Waiting { why: why.clone(), retry: subscription.retry_of_lease() };
+        if let Some(attachment) = &subscription.attachment {
+            attachment.link_lost(epoch);
+        }
+        if let Some(reply) = subscription.unsubscribing.take() {
+            reply.fail(ApiErrorKind::Unavailable, interrupted(subscription, &why));
+        }
+        self.tell_state(core, key);
+    }
+
     pub(super) fn refused(&mut self, core: &Core, key: Key, refusal: Refusal) {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
@@ -193,7 +212,16 @@ impl Subscriber {
         let has_node = subscription.attachment.is_some() || subscription.frontend.is_some();
         if may_change || (!has_node && refusal.reason == Reason::InUse) {
             let retry = Some(Instant::now() + RETRY_AFTER);
-            subscription.state = State::Waiting { why: refusal.text, retry };
+            let why = match refusal.reason {
+                Reason::Absent if has_node => {
+                    format!(
+                        "The device behind \"{}\" is not at its host now: {}",
+                        subscription.stored.label, refusal.text
+                    )
+                }
+                _ => refusal.text,
+            };
+            subscription.state = State::Waiting { why, retry };
             return self.tell_state(core, key);
         }
         let text = match &mut subscription.state {

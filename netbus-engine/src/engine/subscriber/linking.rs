@@ -298,6 +298,7 @@ impl Subscriber {
                 }
                 subscription.link = Some(link);
                 subscription.state = State::Linked;
+                subscription.unplugged = false;
                 subscription.alone_since = None;
                 subscription.parked = false;
                 match frontend {
@@ -330,7 +331,8 @@ impl Subscriber {
         }
         subscription.link = None;
         subscription.alone_since = Some(Instant::now());
-        subscription.state = waiting("The link was lost".to_owned());
+        let why = if subscription.unplugged { subscription.unplugged_text() } else { "The link was lost".to_owned() };
+        subscription.state = waiting(why);
         self.want_link(key);
         self.tell_state(core, key);
     }

@@ -159,19 +159,29 @@ impl Subscriber {
     }
 
     /// A session to a host is open and has told this channel: goes on with what waits for it.
-    pub(super) fn offered(&mut self, host: Fingerprint, offer: &Offer, session: &SessionHandle) {
+    pub(super) fn offered(&mut self, core: &Core, host: Fingerprint, offer: &Offer, session: &SessionHandle) {
         let key = (host, offer.publication);
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
         };
-        if let State::Waiting { .. } = subscription.state {
-            if offer.present && subscription.is_of_kernel() && !subscription.stored.ended {
-                self.want_link(key);
-            } else if offer.present {
-                self.open(key, session);
-            } else {
-                subscription.state = waiting(format!("The device behind \"{}\" is not there", offer.label));
+        match subscription.state {
+            State::Active { session: active, .. } if !offer.present && active == session.id => {
+                self.unplugged(core, key);
             }
+            // Its host ends the link.
+            State::Linked if !offer.present => subscription.unplugged = true,
+            State::Waiting { .. } if !offer.present => {
+                let why = format!("The device behind \"{}\" is not there", offer.label);
+                subscription.state = State::Waiting { why, retry: subscription.retry_of_lease() };
+            }
+            State::Waiting { .. } if subscription.is_of_kernel() && !subscription.stored.ended => self.want_link(key),
+            State::Waiting { .. } => self.open(key, session),
+            State::Opening { .. }
+            | State::Active { .. }
+            | State::Linking { .. }
+            | State::Linked
+            | State::Closing { .. }
+            | State::Faulted { .. } => {}
         }
     }
 

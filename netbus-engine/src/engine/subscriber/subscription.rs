@@ -18,6 +18,7 @@ use netbus_proto::ids::{ChannelNumber, Epoch, Generation};
 
 use super::super::store::{StoredNodeLease, StoredSubscription};
 use super::super::{Core, Reply, seconds_since_1970, timestamp};
+use super::RETRY_AFTER;
 use crate::channel::attachment::Attachment;
 use crate::control::api::{self, ErrorKind, NodePath, SubscribedState};
 use crate::frontend::Frontend;
@@ -39,6 +40,8 @@ pub(in crate::engine) struct Subscription {
     pub(super) link: Option<KernelLink>,
     /// How many links were dialed, so that what becomes of an older one is known for that.
     pub(super) attempts: u64,
+    /// The device has gone from its host, which is about to end that link.
+    pub(super) unplugged: bool,
     /// Since when its applications wait for another link.
     pub(super) alone_since: Option<Instant>,
     /// Whether the kernel was told that it may be a long time.
@@ -110,6 +113,7 @@ impl Subscription {
             attachment: None,
             frontend: None,
             link: None,
+            unplugged: false,
             attempts: 0,
             alone_since: None,
             parked: false,
@@ -184,6 +188,16 @@ impl Subscription {
         let class = core.registry.by_name(&self.stored.class)?;
         class.kernel_framing(&self.stored.way)?;
         Some(if self.is_of_kernel() { NodePath::Kernel } else { NodePath::Loop })
+    }
+
+    /// Why it waits when its device was taken away while it was open.
+    pub(super) fn unplugged_text(&self) -> String {
+        format!("The device behind \"{}\" was unplugged at its host", self.stored.label)
+    }
+
+    /// When to ask again for an absent device: what becomes of a lease meanwhile is told to nobody else.
+    pub(super) fn retry_of_lease(&self) -> Option<Instant> {
+        self.lease.map(|_| Instant::now() + RETRY_AFTER)
     }
 
     /// Whether the kernel serves it by itself.

@@ -15,3 +15,4 @@ mod package;
 mod partitions;
 mod rig;
 mod scene;
+mod unplugged;

@@ -6,6 +6,7 @@
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
@@ -93,7 +94,8 @@ pub(super) fn open(identity: &Identity, read_only: bool) -> Result<OpenedDevice,
         is_there: None,
         claims: Vec::new(),
     };
-    start(path, description, instance)
+    // An opened file is there until it is closed, whatever becomes of its name.
+    start(path, description, instance, Arc::new(|| true))
 }
 
 /// Describes the image file of an identity as it is now.

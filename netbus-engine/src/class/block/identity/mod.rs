@@ -31,7 +31,7 @@ use linux as system;
 use portable as system;
 
 use super::local::{Description, LocalBackend, Medium};
-use crate::class::{Identified, Identity, LocalDevice, OpenError, OpenedDevice, Stamp};
+use crate::class::{Identified, Identity, LocalDevice, OpenError, OpenedDevice, Presence, Stamp};
 
 /// The fact that tells files, disks and partitions apart.
 const KIND: &str = "kind";
@@ -91,13 +91,18 @@ pub(super) fn stamp(identity: &Identity) -> Option<Stamp> {
 }
 
 /// Starts the backend of a claimed device.
-fn start(path: PathBuf, description: Description, instance: Instance) -> Result<OpenedDevice, OpenError> {
+fn start(
+    path: PathBuf,
+    description: Description,
+    instance: Instance,
+    presence: Presence,
+) -> Result<OpenedDevice, OpenError> {
     let (device, write_through) = (encode(description.geometry), description.write_through);
     let backend = LocalBackend::start(Medium::new(description)).map_err(|source| OpenError::System {
         context: format!("Starting the I/O of {} failed", path.display()),
         source,
     })?;
-    Ok(OpenedDevice { backend: Arc::new(backend), device, instance, path, write_through })
+    Ok(OpenedDevice { backend: Arc::new(backend), device, instance, path, write_through, presence })
 }
 
 fn encode(geometry: Geometry) -> Bytes {

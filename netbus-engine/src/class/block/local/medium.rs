@@ -42,7 +42,7 @@ pub(in crate::class::block) struct Description {
     pub(in crate::class::block) write_through: bool,
     /// Whether a failed flush has ended this life of the device.
     pub(in crate::class::block) failures: Failures,
-    /// Tells whether a disk is still plugged in; `None` for a file.
+    /// Tells, when a request has failed, whether the disk is still plugged in; `None` for a file.
     pub(in crate::class::block) is_there: Option<Box<dyn Fn() -> bool + Send + std::marker::Sync>>,
     /// Other files that are locked for as long as this one is open.
     pub(in crate::class::block) claims: Vec<File>,
@@ -109,7 +109,7 @@ impl Medium {
         let number = self.sync.asked.fetch_add(1, Ordering::SeqCst) + 1;
         let mut served = self.sync.served.lock().unwrap_or_else(PoisonError::into_inner);
         if self.description.failures.have_occurred() {
-            return Err(self.lapsed());
+            return Err(self.gone().unwrap_or_else(|| self.lapsed()));
         }
         if *served >= number {
             return Ok(());
@@ -124,6 +124,9 @@ impl Medium {
             Err(error) => {
                 // Before the lock is released: the next one to flush must not get to ask the system again.
                 self.description.failures.raise();
+                if let Some(gone) = self.gone() {
+                    return Err(gone);
+                }
                 tracing::error!(%error, "Making changes durable failed; the device must be opened anew");
                 let text = format!("Making the changes on {} durable failed: {error}", self.description.label);
                 Err(DeviceError::new(ErrorKind::Io, text))
@@ -192,10 +195,17 @@ impl Medium {
         DeviceError::new(ErrorKind::Io, text)
     }
 
+    /// The answer that says nothing of the request, if the disk was unplugged.
+    fn gone(&self) -> Option<DeviceError> {
+        let is_there = self.description.is_there.as_ref()?;
+        let label = &self.description.label;
+        (!is_there()).then(|| DeviceError::new(ErrorKind::Gone, format!("{label} was unplugged")))
+    }
+
     fn error(&self, what: &str, error: &io::Error) -> DeviceError {
         let label = &self.description.label;
-        if self.description.is_there.as_ref().is_some_and(|is_there| !is_there()) {
-            return DeviceError::new(ErrorKind::Gone, format!("{label} was unplugged"));
+        if let Some(gone) = self.gone() {
+            return gone;
         }
         if error.kind() == io::ErrorKind::UnexpectedEof && self.is_file() {
             return self.shrunk();

@@ -259,6 +259,17 @@ mod failing {
         assert!(error.kind == ErrorKind::Gone && error.text.contains("unplugged"), "{error}");
     }
 
+    #[test]
+    fn a_flush_of_an_unplugged_disk_says_nothing_of_the_disk_either() {
+        let backend = start(Description { is_there: Some(Box::new(|| false)), ..device(NO_FLUSH) });
+        // The second does not get as far as the system.
+        for _ in 0..2 {
+            assert_eq!(ask(&backend, BlockRequest::Flush).unwrap_err().kind, ErrorKind::Gone);
+        }
+        assert_eq!(ask(&backend, write(true)).unwrap_err().kind, ErrorKind::Gone);
+        assert_eq!(block_on(backend.quiesce()).unwrap_err().kind, ErrorKind::Gone);
+    }
+
     fn device(path: &str) -> Description {
         let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
         Description { is_there: Some(Box::new(|| true)), ..on(file, MIB) }

@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netbus_proto::class::block::Geometry;
@@ -17,6 +20,9 @@ use crate::class::block::NAME;
 use crate::class::block::local::Description;
 use crate::class::block::scan::linux::{Disk, Kind, Snapshot, System, attribute};
 use crate::class::{Identified, Identity, OpenError, OpenedDevice, Stamp};
+
+/// How long a disk that was unplugged may still be listed. The kernel fails its requests first, and takes it down then.
+const LEAVING_TIME: Duration = Duration::from_secs(2);
 
 /// The identity of a device, found fit to be published.
 pub(super) fn identify(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<Identified, OpenError> {
@@ -76,7 +82,8 @@ pub(in super::super) fn open_disk(identity: &Identity, read_only: bool) -> Resul
     let (life, part) = life(snapshot.whole(disk), disk, &identity.facts);
     let failures = Failures::of(&life);
     let instance = failures.instance(&life, &part);
-    let presence = Presence::of(disk);
+    let place = Arc::new(Place::of(disk));
+    let (seen, failed) = (Arc::clone(&place), place);
     let description = Description {
         file: node,
         label: disk.path.display().to_string(),
@@ -84,20 +91,20 @@ pub(in super::super) fn open_disk(identity: &Identity, read_only: bool) -> Resul
         read_only,
         write_through: disk.removable,
         failures,
-        is_there: Some(Box::new(move || presence.is_there())),
+        is_there: Some(Box::new(move || failed.stays())),
         claims,
     };
-    start(disk.path.clone(), description, instance)
+    start(disk.path.clone(), description, instance, Arc::new(move || seen.is_there()))
 }
 
 /// A device as it was when it was looked at; another one that comes into its place is not it.
-struct Presence {
+struct Place {
     folder: PathBuf,
     number: String,
     sequence: Option<String>,
 }
 
-impl Presence {
+impl Place {
     fn of(disk: &Disk) -> Self {
         Self { folder: disk.folder.clone(), number: disk.number.clone(), sequence: disk.sequence.clone() }
     }
@@ -107,6 +114,18 @@ impl Presence {
         let sequence = attribute(&self.folder, "diskseq")
             .or_else(|| self.folder.parent().and_then(|whole| attribute(whole, "diskseq")));
         attribute(&self.folder, "dev").as_ref() == Some(&self.number) && sequence == self.sequence
+    }
+
+    /// Whether a device is there that has just failed a request. Blocks while it might be on its way out.
+    fn stays(&self) -> bool {
+        let until = Instant::now() + LEAVING_TIME;
+        while self.is_there() {
+            if Instant::now() >= until {
+                return true;
+            }
+            thread::sleep(LEAVING_TIME / 100);
+        }
+        false
     }
 }
 
@@ -147,7 +166,7 @@ fn refuse_exchanged(disk: &Disk, node: &File) -> Result<(), OpenError> {
     let is_node = node
         .metadata()
         .is_ok_and(|metadata| metadata.file_type().is_block_device() && super::number(metadata.rdev()) == disk.number);
-    if is_node && Presence::of(disk).is_there() {
+    if is_node && Place::of(disk).is_there() {
         return Ok(());
     }
     Err(OpenError::Absent(format!("{} was exchanged for another disk just now", disk.path.display())))
@@ -218,4 +237,29 @@ fn twins(disk: &Disk, twin: &Disk) -> OpenError {
         disk.path.display(),
         twin.path.display()
     ))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_taken_down_a_moment_after_its_error_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let tell = |sequence: &str| std::fs::write(folder.path().join("diskseq"), sequence).unwrap();
+        std::fs::write(folder.path().join("dev"), "8:16\n").unwrap();
+        tell("7\n");
+        let (number, sequence) = ("8:16".to_owned(), Some("7".to_owned()));
+        let place = Place { folder: folder.path().to_owned(), number, sequence };
+        assert!(place.is_there());
+        thread::scope(|scope| {
+            let failed = scope.spawn(|| place.stays());
+            // Another one has come into its place.
+            tell("8\n");
+            assert!(!failed.join().unwrap());
+        });
+        tell("7\n");
+        assert!(place.stays(), "an error of a living disk is its error");
+    }
 }
