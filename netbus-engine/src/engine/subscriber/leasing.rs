@@ -212,14 +212,10 @@ impl Subscriber {
         let has_node = subscription.attachment.is_some() || subscription.frontend.is_some();
         if may_change || (!has_node && refusal.reason == Reason::InUse) {
             let retry = Some(Instant::now() + RETRY_AFTER);
-            let why = match refusal.reason {
-                Reason::Absent if has_node => {
-                    format!(
-                        "The device behind \"{}\" is not at its host now: {}",
-                        subscription.stored.label, refusal.text
-                    )
-                }
-                _ => refusal.text,
+            let why = if has_node && refusal.reason == Reason::Absent {
+                format!("The device behind \"{}\" is not at its host now: {}", subscription.stored.label, refusal.text)
+            } else {
+                refusal.text
             };
             subscription.state = State::Waiting { why, retry };
             return self.tell_state(core, key);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
-use netbus_vm_tests::agent::Background;
+use netbus_vm_tests::agent::{Background, Reply};
 use netbus_vm_tests::helper::FRIEND;
 use netbus_vm_tests::machine::make_image;
 use netbus_vm_tests::{Bus, Machine, Pair, on_two_machines, wait_for, writer};
@@ -45,16 +45,18 @@ fn a_stick_is_pulled_out(pair: &mut Pair, way: Way) -> anyhow::Result<()> {
     node.format(&pair.desk)?;
     node.mount(&pair.desk)?;
     let writing = Writing::start(&pair.desk)?;
+    let first_port = port(&pair.attic, &stick)?;
 
     pair.attic.remove_disk(DISK)?;
     is_absent(pair)?;
     writing.waits(&pair.desk)?;
-    // It takes the port, and the name if that is free.
-    pair.attic.add_disk(OTHER, &other, Bus::Usb)?;
+    let stranger = pair.attic.add_disk(OTHER, &other, Bus::Usb)?;
+    ensure!(stranger == stick, "{stranger} has not taken the place of {stick}");
     std::thread::sleep(Duration::from_secs(6));
     is_absent(pair)?;
     writing.waits(&pair.desk)?;
-    pair.attic.add_disk(DISK, &image, Bus::Usb)?;
+    let stick = pair.attic.add_disk(DISK, &image, Bus::Usb)?;
+    ensure!(port(&pair.attic, &stick)? != first_port, "The stick is in the same port");
     pair.desk.becomes("active")?;
     writing.goes_on(&pair.desk)?;
     pair.attic.wait_until("status", "the stick is in use", |status| status["published"][0]["state"] == "in_use")?;
@@ -156,6 +158,11 @@ fn is_absent(pair: &Pair) -> anyhow::Result<()> {
     wait_for("attic has closed the stick", || Ok(pair.attic.run(open)?.is_empty().then_some(())))
 }
 
+/// Where a stick is plugged in.
+fn port(attic: &Machine, stick: &str) -> anyhow::Result<String> {
+    attic.run(&format!("basename $(readlink -f /sys/block/{}/device/../../../..)", stick.trim_start_matches("/dev/")))
+}
+
 fn new_image(pair: &Pair, name: &str) -> anyhow::Result<PathBuf> {
     let image = pair.folder.join(format!("{name}.img"));
     make_image(&image, SIZE)?;
@@ -163,19 +170,29 @@ fn new_image(pair: &Pair, name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// An application that makes one block after the other safe in a file of the mounted disk.
-struct Writing(Background);
+struct Writing {
+    safe: Background,
+    /// Beside it, so that the disk has something to do whenever it is pulled out.
+    busy: Background,
+}
 
 impl Writing {
     fn start(desk: &Machine) -> anyhow::Result<Self> {
         let agent = desk.program("netbus-vm-agent");
-        let writing = Self(desk.spawn(&format!("'{agent}' write /mnt/disk/blocks /run/netbus/progress"), LONG)?);
+        let busy = "while [ ! -e /run/netbus/progress.stop ]; do
+                dd if=/dev/zero of=/mnt/disk/noise bs=256k count=16 oflag=dsync conv=notrunc || exit 1
+            done";
+        let writing = Self {
+            safe: desk.spawn(&format!("'{agent}' write /mnt/disk/blocks /run/netbus/progress"), LONG)?,
+            busy: desk.spawn(busy, LONG)?,
+        };
         writing.goes_on(desk)?;
         Ok(writing)
     }
 
     fn goes_on(&self, desk: &Machine) -> anyhow::Result<()> {
         let from = safe(desk)?;
-        wait_for("blocks are safe", || match self.0.ended()? {
+        wait_for("blocks are safe", || match self.ended()? {
             Some(reply) => Ok(Some(Err(anyhow::anyhow!("The application has ended: {reply:?}")))),
             None => Ok((safe(desk)? > from + 5).then_some(Ok(()))),
         })
@@ -186,13 +203,18 @@ impl Writing {
         let before = safe(desk)?;
         std::thread::sleep(Duration::from_secs(1));
         ensure!(safe(desk)? == before, "Blocks are told to be safe on a disk that is not there");
-        ensure!(self.0.ended()?.is_none(), "The application has ended instead of waiting");
+        ensure!(self.ended()?.is_none(), "The application has ended instead of waiting");
         Ok(())
     }
 
     fn ends_well(self, desk: &Machine) -> anyhow::Result<()> {
         desk.run("touch /run/netbus/progress.stop")?;
-        self.0.succeeds().map(drop)
+        self.busy.succeeds()?;
+        self.safe.succeeds().map(drop)
+    }
+
+    fn ended(&self) -> anyhow::Result<Option<Reply>> {
+        Ok(self.safe.ended()?.or(self.busy.ended()?))
     }
 }
 
