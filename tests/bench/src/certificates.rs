@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use netbus_lan_tests::run;
 
 const AUTHORITY: &str = "cn = \"Netbus bench\"\nca\ncert_signing_key\n";
-const SERVER: &str = "cn = \"localhost\"\nip_address = \"127.0.0.1\"\ntls_www_server\nsigning_key\nencryption_key\n";
+const SERVER: &str = "cn = \"localhost\"\ndns_name = \"localhost\"\nip_address = \"127.0.0.1\"\ntls_www_server\nsigning_key\nencryption_key\n";
 
 /// The names that nbdkit, qemu-nbd and libnbd agree on.
 const AUTHORITY_FILE: &str = "ca-cert.pem";

@@ -93,7 +93,8 @@ impl Client {
 }
 
 impl Job {
-    fn pattern(self) -> &'static str {
+    /// What fio calls it.
+    pub(crate) fn pattern(self) -> &'static str {
         match (self.order, self.direction) {
             (Order::Sequential, Direction::Read) => "read",
             (Order::Sequential, Direction::Write) => "write",
@@ -106,9 +107,15 @@ impl Job {
 impl Done {
     /// Reads fio's report of a single job. The NBD engine prints lines of its own before it.
     fn parse(report: &str, direction: Direction) -> Result<Self> {
-        let start = report.find('{').context("There is no JSON")?;
-        let report: Value = serde_json::from_str(&report[start..])?;
-        let job = &report["jobs"][0];
+        let report = parse_report(report)?;
+        Self::of_job(&report["jobs"][0], direction)
+    }
+
+    /// Reads what a report tells of one job.
+    ///
+    /// # Errors
+    /// A request failed, or nothing was done.
+    pub(crate) fn of_job(job: &Value, direction: Direction) -> Result<Self> {
         if job["error"].as_i64() != Some(0) {
             bail!("A request failed: error {}", job["error"]);
         }
@@ -126,6 +133,15 @@ impl Done {
         ensure!(done.operations_per_second > 0.0, "Nothing was done");
         Ok(done)
     }
+}
+
+/// The JSON of a report, whatever engines printed before it.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn parse_report(report: &str) -> Result<Value> {
+    let start = report.find('{').context("There is no JSON")?;
+    Ok(serde_json::from_str(&report[start..])?)
 }
 
 #[cfg(test)]

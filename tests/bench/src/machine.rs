@@ -14,25 +14,25 @@ const PROGRAMS: [(&str, &str); 4] =
 
 /// The head of the report, as Markdown.
 pub(crate) fn head(bench: &Run) -> Result<String> {
+    let mut versions = vec![run(&bench.netbus.display().to_string(), &["--version"])?];
+    versions.extend(PROGRAMS.map(|(program, option)| version(program, option)));
+    let versions: Vec<&str> = versions.iter().map(|version| version.trim()).collect();
+    Ok(format!("{}\n{}.\n", place()?, versions.join(", ")))
+}
+
+/// Where and when, in a line.
+pub(crate) fn place() -> Result<String> {
     let cores = std::thread::available_parallelism()?;
     let cpu = fs::read_to_string("/proc/cpuinfo")?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let load = fs::read_to_string("/proc/loadavg")?;
     let date = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M").to_string();
-    let mut versions = vec![run(&bench.netbus.display().to_string(), &["--version"])?];
-    versions.extend(PROGRAMS.map(|(program, option)| version(program, option)));
-    let versions: Vec<&str> = versions.iter().map(|version| version.trim()).collect();
-    Ok(format!(
-        "{date}. {cores} cores, {}, Linux {}, load {} at the start.\n{}.\n",
-        model(&cpu),
-        kernel.trim(),
-        load.split(' ').next().unwrap_or_default(),
-        versions.join(", "),
-    ))
+    let load = load.split(' ').next().unwrap_or_default();
+    Ok(format!("{date}. {cores} cores, {}, Linux {}, load {load} at the start.", model(&cpu), kernel.trim()))
 }
 
 /// The first line of what a program says about itself.
-fn version(program: &str, option: &str) -> String {
+pub(crate) fn version(program: &str, option: &str) -> String {
     let Ok(output) = Command::new(program).arg(option).output() else { return format!("no {program}") };
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);

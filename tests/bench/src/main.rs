@@ -9,6 +9,7 @@
 //! - [`pieces`]: what the machine itself can do.
 //! - [`breakdown`]: where the time of a read goes; [`flame`]: where that of the processors goes.
 //! - [`cable`], [`chart`]: a picture of a cable that is pulled.
+//! - [`vm`]: disks of the kernel beside others, in virtual machines, and what their applications see of lost links.
 //! - [`statistics`], [`table`], [`machine`]: from numbers to a report.
 
 mod breakdown;
@@ -28,6 +29,7 @@ mod resident;
 mod statistics;
 mod table;
 mod transfers;
+mod vm;
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
@@ -60,12 +62,16 @@ struct Arguments {
     /// How often everybody does each kind of work.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// How many seconds each of them takes.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
-    seconds: u32,
-    /// The size of the image in MiB.
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(8..))]
-    size: u64,
+    /// How many seconds each of them takes: 4, and 1 with --vm.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: Option<u32>,
+    /// The size of the image in MiB: 1024, and 48 with --vm.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(8..))]
+    size: Option<u64>,
+    /// Measure nothing else: disks of the kernel beside others in an emulated machine, and how long an application waits
+    /// when a link is lost.
+    #[arg(long, conflicts_with_all = ["only", "against", "cable_pull", "breakdown", "flame_graph"])]
+    vm: bool,
     /// Measure nothing else: pull a cable for five seconds under load, and draw the throughput into this file (SVG).
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     cable_pull: Option<PathBuf>,
@@ -90,6 +96,8 @@ enum Task {
     CablePull(PathBuf),
     /// The picture of where the processors' time goes.
     FlameGraph(PathBuf),
+    /// Disks of the kernel, in virtual machines.
+    VirtualMachines,
 }
 
 /// What one run of this program works with.
@@ -127,6 +135,7 @@ fn measure(arguments: Arguments) -> Result<()> {
         }
         Task::CablePull(file) => Ok(writeln!(io::stdout(), "{}", cable::draw(&run, &file)?)?),
         Task::FlameGraph(file) => Ok(writeln!(io::stdout(), "{}", flame::draw(&run, &file)?)?),
+        Task::VirtualMachines => vm::measure(&run),
     }
 }
 
@@ -156,6 +165,9 @@ fn rows(run: &Run) -> Result<()> {
 
 impl Arguments {
     fn task(&self) -> Task {
+        if self.vm {
+            return Task::VirtualMachines;
+        }
         match (&self.cable_pull, &self.flame_graph) {
             (Some(file), _) => Task::CablePull(file.clone()),
             (None, Some(file)) => Task::FlameGraph(file.clone()),
@@ -167,7 +179,9 @@ impl Arguments {
 
 impl Run {
     fn new(arguments: Arguments) -> Result<Self> {
-        let Arguments { only, mut against, rounds, seconds, size, netbus, .. } = arguments;
+        let Arguments { only, mut against, rounds, seconds, size, vm, netbus, .. } = arguments;
+        // A second of an emulated machine is expensive, and so is its memory.
+        let (seconds, size) = (seconds.unwrap_or(if vm { 1 } else { 4 }), size.unwrap_or(if vm { 48 } else { 1024 }));
         if against.is_empty() {
             against = Kind::value_variants().to_vec();
         }

@@ -91,6 +91,15 @@ fn boot_installed(run_folder: &RunFolder) -> anyhow::Result<Machine> {
     Ok(machine)
 }
 
+/// Boots two machines for one job alone, which are off when it has ended. [`can_run`] tells whether there can be any.
+///
+/// # Errors
+/// Those of the job, with what the machines logged. Also when they cannot boot.
+pub fn on_two_machines_alone<T>(job: impl FnOnce(&mut Pair) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let mut pair = Pair::boot(run_folder()?)?;
+    job(&mut pair).map_err(|error| error.context(format!("{}\n{}", pair.attic.report(), pair.desk.report())))
+}
+
 /// Whether this machine can run the tests. Where it cannot it says why, which in CI is a failure.
 #[must_use]
 pub fn can_run() -> bool {
@@ -171,9 +180,9 @@ fn run_folder() -> anyhow::Result<&'static RunFolder> {
 
 impl RunFolder {
     fn new() -> anyhow::Result<Self> {
-        let test = std::env::current_exe()?;
-        let profile_dir = test.parent().and_then(Path::parent).context("The test is not in a target folder")?;
-        let vm_dir = profile_dir.parent().context("The test is not in a target folder")?.join("vm");
+        let program = std::env::current_exe()?;
+        let profile_dir = profile_dir(&program).context("The program is not in a target folder")?;
+        let vm_dir = profile_dir.parent().context("The program is not in a target folder")?.join("vm");
         fs::create_dir_all(&vm_dir)?;
         let lock = File::create(vm_dir.join("lock"))?;
         lock.lock()?;
@@ -217,4 +226,10 @@ impl RunFolder {
         let (kernel, initramfs) = (self.kernel.clone(), self.path.join("initramfs"));
         Ok(Arc::new(Parts { kernel, initramfs, switch, programs_dir }))
     }
+}
+
+/// The folder that has what was built with `program`: a test is in a folder below it.
+fn profile_dir(program: &Path) -> Option<&Path> {
+    let folder = program.parent()?;
+    if folder.ends_with("deps") { folder.parent() } else { Some(folder) }
 }

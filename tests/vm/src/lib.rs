@@ -15,6 +15,7 @@
 //! - [`qmp`]: QEMU's own control socket.
 //! - [`writer`]: an application that writes without end and knows what is safe.
 //! - [`lab`]: the folder of a run, and machines that boot once and are lent to one test after the other.
+//!   `cargo xtask bench --vm` has machines of its own.
 
 pub mod agent;
 pub mod daemon;
@@ -28,6 +29,6 @@ pub mod qmp;
 pub mod switch;
 pub mod writer;
 
-pub use lab::{PACKAGE, Pair, can_run, on_an_installed_machine, on_two_machines};
+pub use lab::{PACKAGE, Pair, can_run, on_an_installed_machine, on_two_machines, on_two_machines_alone};
 pub use machine::{Bus, Machine, System};
 pub use netbus_lan_tests::{PATIENCE, wait_for};

@@ -17,6 +17,8 @@ pub(crate) enum Group {
     Cross,
     /// The servers that Netbus is measured against.
     Bench,
+    /// Those that it is measured against in a virtual machine.
+    BenchVm,
 }
 
 /// One package of the table.
@@ -36,7 +38,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 43] = [
+pub(crate) const PACKAGES: [Package; 45] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -84,6 +86,8 @@ pub(crate) const PACKAGES: [Package; 43] = [
     package("nbdkit", Group::Bench, "measuring beside an NBD server, plain and with TLS; qemu-nbd is in qemu-utils"),
     package("nbd-server", Group::Bench, "measuring beside the classic NBD server"),
     package("gnutls-bin", Group::Bench, "the certificates of those that speak TLS (certtool)"),
+    package("tgt", Group::BenchVm, "measuring beside an iSCSI target"),
+    package("open-iscsi", Group::BenchVm, "the kernel's client of that target"),
 ];
 
 const fn package(name: &'static str, group: Group, reason: &'static str) -> Package {
