@@ -17,6 +17,9 @@ pub const FRIEND: &str = "games";
 /// Whom polkit allows nothing.
 pub const STRANGER: &str = "nobody";
 
+/// The file by which the bus knows udisks, and where it is kept when there shall be none.
+const UDISKS: [&str; 2] = ["/usr/share/dbus-1/system-services/org.freedesktop.UDisks2.service", "/run/udisks2.service"];
+
 impl Machine {
     /// Installs the helper as the package does, and starts the bus and polkit. The bus starts the helper.
     ///
@@ -24,6 +27,7 @@ impl Machine {
     /// When one of them does not start.
     pub fn start_helper(&self) -> anyhow::Result<()> {
         let program = self.program("netbus-helper");
+        self.have_udisks(true)?;
         self.run(&format!(
             "cd {FILES} &&
             install -D {program} /usr/libexec/netbus-helper &&
@@ -46,16 +50,9 @@ impl Machine {
     /// # Errors
     /// When one of them does not start.
     pub fn start_without_helper(&self, udisks: bool) -> anyhow::Result<()> {
-        let services = "/usr/share/dbus-1/system-services";
-        let service = format!("{services}/org.freedesktop.UDisks2.service");
-        let udisks = if udisks {
-            // Without systemd the bus starts it by itself. Another test may have taken it away.
-            format!("[ -e {service} ] || mv /run/udisks2.service {service}")
-        } else {
-            format!("[ ! -e {service} ] || mv {service} /run/udisks2.service")
-        };
+        self.have_udisks(udisks)?;
         self.run(&format!(
-            "rm -f {services}/org.netbus.Helper1.service && {udisks} && mkdir -p {{/etc,/usr/share}}/polkit-1/rules.d &&
+            "rm -f /usr/share/dbus-1/system-services/org.netbus.Helper1.service && mkdir -p {{/etc,/usr/share}}/polkit-1/rules.d &&
             cat >/usr/share/polkit-1/rules.d/91-netbus-udisks-test.rules <<'END'
 polkit.addRule(function(action, subject) {{
     if (action.id == 'org.freedesktop.udisks2.loop-setup' && subject.user == '{FRIEND}')
@@ -66,6 +63,13 @@ END"
         self.start_udev()?;
         self.start_dbus()?;
         self.start_polkit("org.freedesktop.udisks2.loop-setup")
+    }
+
+    /// Whether the bus, which is started afterwards, knows udisks. Without systemd it starts it by itself.
+    fn have_udisks(&self, wanted: bool) -> anyhow::Result<()> {
+        let [there, away] = UDISKS;
+        let (from, to) = if wanted { (away, there) } else { (there, away) };
+        self.run(&format!("[ ! -e {from} ] || mv {from} {to}")).map(drop)
     }
 
     /// Starts polkit, and waits until it judges this action.

@@ -80,7 +80,7 @@ fn the_helper_does_everything_from_within_its_unit() -> anyhow::Result<()> {
         den.run(&format!("setpriv --reuid={FRIEND} --regid=nogroup --clear-groups [ -b /dev/netbus/attic/photos ]"))?;
         den.run("mkfs.ext4 -q -L LABEL /dev/netbus/attic/photos && mount /dev/netbus/attic/photos /mnt")?;
         let shown = den.run("udevadm settle; udevadm info -q property /dev/netbus/attic/photos")?;
-        ensure!(shown.contains("UDISKS_NAME=netbus-attic.photos") && !shown.contains("by-label"), "{shown}");
+        ensure!(shown.contains("UDISKS_NAME=photos on attic") && !shown.contains("by-label"), "{shown}");
         ensure!(den.run("udevadm info -q property /dev/nbd0")?.contains("UDISKS_IGNORE=1"));
 
         let writing = den.spawn("head -c 8M /dev/urandom >/mnt/file && sync /mnt/file", Duration::from_secs(80))?;
