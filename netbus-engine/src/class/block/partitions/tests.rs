@@ -223,7 +223,9 @@ fn made_by(tool: &str, arguments: &[&str], script: &str) -> Option<Vec<u8>> {
     let mut command = Command::new(tool);
     command.args(arguments).arg(&image).env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::null());
     let Ok(mut child) = command.spawn() else {
-        assert!(std::env::var_os("CI").is_none(), "CI must not skip these tests: {tool} is missing");
+        // They are tools of Linux; what reads tables is the same everywhere.
+        let must_be_there = cfg!(target_os = "linux") && std::env::var_os("CI").is_some();
+        assert!(!must_be_there, "CI must not skip these tests: {tool} is missing");
         println!("skipped: {tool} is missing");
         return None;
     };
