@@ -54,9 +54,22 @@ impl Machine {
         machine
     }
 
+    /// Listens where it did before. Meanwhile the system may have given that port to another test, for a while.
+    async fn listen(&self) -> tokio::net::TcpListener {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match link::listen(self.port) {
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                listener => return listener.unwrap(),
+            }
+        }
+    }
+
     /// Starts the engine on what is in the state folder.
     pub(crate) async fn resume(&mut self) {
-        let listener = link::listen(self.port).unwrap();
+        let listener = self.listen().await;
         self.port = listener.local_addr().unwrap().port();
         let state = StateDir::open(self.folder.path().join("state")).unwrap();
         let identity = Arc::new(keys::load_or_create(&state, None).unwrap());
