@@ -9,16 +9,13 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::io;
 use std::marker::PhantomData;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::sync::Notify;
-use tokio::task::coop::unconstrained;
 
 /// Something that gathers while a [`Plug`] is held.
 pub trait Flush: Send + Sync {
@@ -181,7 +178,7 @@ impl<T: Send + 'static, D: Drain<T>> Flush for Outbox<T, D> {
                 Err(TryLockError::WouldBlock) => return,
             };
             let Some(open) = drain.as_mut() else { return };
-            match poll_freely(open, &self.items, &mut Context::from_waker(&self.waker)) {
+            match open.poll_drain(&mut Context::from_waker(&self.waker), &self.items) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Pending => return,
                 Poll::Ready(Err(_)) => {
@@ -198,19 +195,10 @@ impl<T: Send + 'static, D: Drain<T>> Flush for Outbox<T, D> {
     }
 }
 
-/// Drains whatever the task of this thread has done already. A task that has used up its share for one poll is told by all
-/// of tokio's resources to come back later; that would wake [`Outbox::serve`], which is of that task as often as not, and
-/// which would try again without end, since it is still the same poll.
-fn poll_freely<T, D: Drain<T>>(drain: &mut D, items: &Items<T>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    pin!(unconstrained(poll_fn(|cx| drain.poll_drain(cx, items)))).poll(cx)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{OnceLock, Weak, mpsc};
     use std::time::Duration;
-
-    use tokio::io::{AsyncReadExt, AsyncWrite};
 
     use super::*;
 
@@ -290,51 +278,6 @@ mod tests {
         outbox.push(0);
         let over = tokio::time::timeout(PATIENCE, serving).await;
         over.expect("nobody serves what is over").expect("it does not panic");
-    }
-
-    /// Puts bytes into one of tokio's own pipes.
-    struct Pipe(tokio::io::DuplexStream);
-
-    impl Drain<u8> for Pipe {
-        fn poll_drain(&mut self, cx: &mut Context<'_>, items: &Items<u8>) -> Poll<io::Result<()>> {
-            while let Some(byte) = items.take() {
-                let Poll::Ready(written) = pin!(&mut self.0).poll_write(cx, &[byte]) else {
-                    items.lock().push_front(byte);
-                    return Poll::Pending;
-                };
-                written?;
-            }
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    #[test]
-    fn a_task_that_has_done_much_puts_out_more_and_does_not_try_without_end() {
-        let (ended, end) = mpsc::channel();
-        // On a thread of its own: a task that tries without end cannot be stopped.
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("the system has room");
-            let byte = runtime.block_on(async {
-                let (near, mut far) = tokio::io::duplex(64);
-                let outbox = Outbox::new(Pipe(near));
-                let room = tokio::sync::Semaphore::new(1);
-                // What a busy connection does in one poll: it takes room until it is told to let others work.
-                poll_fn(|_| {
-                    let mut nobody = Context::from_waker(Waker::noop());
-                    while pin!(room.acquire()).poll(&mut nobody).is_ready() {}
-                    outbox.push(7);
-                    Poll::Ready(())
-                })
-                .await;
-                tokio::select! {
-                    biased;
-                    () = outbox.serve() => None,
-                    byte = far.read_u8() => byte.ok(),
-                }
-            });
-            let _ = ended.send(byte);
-        });
-        assert_eq!(end.recv_timeout(PATIENCE), Ok(Some(7)));
     }
 
     /// Passes on what there is, and just then somebody else puts a last item in.
