@@ -65,7 +65,7 @@ struct Arguments {
     /// How many seconds each of them takes: 4, and 1 with --vm.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
-    /// The size of the image in MiB: 1024, and 48 with --vm.
+    /// The size of the image in MiB: 1024, and 24 with --vm.
     #[arg(long, value_parser = clap::value_parser!(u64).range(8..))]
     size: Option<u64>,
     /// Measure nothing else: disks of the kernel beside others in an emulated machine, and how long an application waits
@@ -181,7 +181,7 @@ impl Run {
     fn new(arguments: Arguments) -> Result<Self> {
         let Arguments { only, mut against, rounds, seconds, size, vm, netbus, .. } = arguments;
         // A second of an emulated machine is expensive, and so is its memory.
-        let (seconds, size) = (seconds.unwrap_or(if vm { 1 } else { 4 }), size.unwrap_or(if vm { 48 } else { 1024 }));
+        let (seconds, size) = (seconds.unwrap_or(if vm { 1 } else { 4 }), size.unwrap_or(if vm { 24 } else { 1024 }));
         if against.is_empty() {
             against = Kind::value_variants().to_vec();
         }

@@ -27,7 +27,7 @@ use crate::Run;
 use crate::machine;
 
 /// How much of desk's memory all images may take, in bytes.
-const MEMORY: u64 = 600 << 20;
+const MEMORY: u64 = 320 << 20;
 
 /// Measures everything and prints the report.
 ///
