@@ -44,7 +44,7 @@ use crate::discovery;
 use crate::frontend::Frontend;
 use crate::identity::keys::Identity;
 use crate::session::dial::{DialError, Dialed};
-use crate::session::handed::HandedOver;
+use crate::session::handed::GrantedLink;
 use crate::session::secure::Secured;
 use crate::session::{self, SessionEvent, SessionHandle, SessionId};
 
@@ -151,7 +151,7 @@ pub(crate) enum Input {
     LinkGranted {
         key: Key,
         attempt: u64,
-        result: Result<Box<HandedOver>, subscriber::LinkError>,
+        result: Result<Box<GrantedLink>, subscriber::LinkError>,
     },
     LinkInstalled {
         key: Key,

@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpStream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::tls;
-use crate::session::handed::HandedOver;
+use crate::session::handed::GrantedLink;
 
 /// The daemon's hold on a link of the kernel. Dropping it changes nothing: the kernel keeps the link.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ impl KernelLink {
     ///
     /// # Errors
     /// [`io::ErrorKind::Unsupported`] where the kernel has no TLS, or not the link's cipher.
-    pub fn prepare(link: HandedOver) -> io::Result<Self> {
+    pub fn prepare(link: GrantedLink) -> io::Result<Self> {
         let (stream, send, receive) = link.into_parts();
         let socket = stream.into_std()?;
         tls::install(&socket, &send, &receive)?;

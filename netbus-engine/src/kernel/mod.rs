@@ -32,4 +32,4 @@ pub use self::link::KernelLink;
 pub use self::portable::KernelLink;
 
 /// A link that was granted for one of the kernel's framings, before the kernel has it.
-pub use crate::session::handed::HandedOver as GrantedLink;
+pub use crate::session::handed::GrantedLink;

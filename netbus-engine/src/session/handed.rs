@@ -17,7 +17,7 @@ use super::secure::Secured;
 
 /// A data link whose channel was granted. The framing that was asked for begins with the next byte in either direction;
 /// nothing of it has been read.
-pub struct HandedOver {
+pub struct GrantedLink {
     stream: TcpStream,
     /// The lease.
     pub grant: Grant,
@@ -43,7 +43,7 @@ pub enum DataLinkError {
     Io(#[from] io::Error),
 }
 
-impl HandedOver {
+impl GrantedLink {
     /// The link for those who have no kernel that speaks TLS.
     #[must_use]
     pub fn into_halves(self) -> (LinkReader, LinkWriter) {
@@ -95,7 +95,7 @@ impl HandedOver {
 ///
 /// # Errors
 /// [`DataLinkError`].
-pub async fn open(link: Secured, name: String, open: Open) -> Result<HandedOver, DataLinkError> {
+pub async fn open(link: Secured, name: String, open: Open) -> Result<GrantedLink, DataLinkError> {
     let setup = Setup { name, role: Role::Dialer(Purpose::Data) };
     let mut dialer = Dialer { link, session: Session::new(&setup, Instant::now()), arrived: Vec::new(), grant: None };
     loop {
@@ -193,13 +193,13 @@ impl Dialer {
         Ok(())
     }
 
-    fn hand_over(mut self) -> Result<HandedOver, DataLinkError> {
+    fn hand_over(mut self) -> Result<GrantedLink, DataLinkError> {
         let Some(grant) = self.grant.take().filter(|_| self.arrived.is_empty()) else {
             let error = io::Error::new(io::ErrorKind::InvalidData, "The host has sent something behind its grant");
             return Err(error.into());
         };
         let Secured { stream, sealer, opener, peer, exporter: _ } = self.link;
-        Ok(HandedOver { stream, grant, host: peer, sealer, opener })
+        Ok(GrantedLink { stream, grant, host: peer, sealer, opener })
     }
 }
 

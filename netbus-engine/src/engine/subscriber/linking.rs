@@ -23,7 +23,7 @@ use crate::identity::tls;
 use crate::kernel::KernelLink;
 use crate::session::SessionHandle;
 use crate::session::dial::{self, DialError};
-use crate::session::handed::{self, DataLinkError, HandedOver};
+use crate::session::handed::{self, DataLinkError, GrantedLink};
 
 /// How long to wait before a host that was not reached is dialed again. Applications wait meanwhile.
 const REDIAL_AFTER: Duration = Duration::from_millis(250);
@@ -190,7 +190,7 @@ impl Subscriber {
         core: &Core,
         key: Key,
         attempt: u64,
-        result: Result<Box<HandedOver>, LinkError>,
+        result: Result<Box<GrantedLink>, LinkError>,
         sessions: &BTreeMap<Fingerprint, SessionHandle>,
     ) {
         let Some(subscription) = self.subscriptions.get_mut(&key) else { return };
@@ -230,7 +230,7 @@ impl Subscriber {
     }
 
     /// Gives a link to the kernel.
-    fn install(&mut self, core: &Core, key: Key, attempt: u64, link: Box<HandedOver>) {
+    fn install(&mut self, core: &Core, key: Key, attempt: u64, link: Box<GrantedLink>) {
         let Some(subscription) = self.subscriptions.get_mut(&key) else { return };
         let Some(class) = core.registry.by_name(&subscription.stored.class).cloned() else { return };
         let Some(StoredNode { id, .. }) = subscription.stored.kernel else { return };
