@@ -155,7 +155,7 @@ pub(super) struct StoredNode {
     /// What it is found by, hexadecimal.
     #[serde(with = "node_id")]
     pub id: NodeId,
-    /// The lease that its next link goes on with.
+    /// The lease that its next link goes on with; of the file only, while the daemon runs it is the subscription's.
     pub lease: Option<StoredNodeLease>,
 }
 

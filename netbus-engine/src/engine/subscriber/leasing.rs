@@ -58,10 +58,9 @@ impl Subscriber {
             status.and_then(|status| status.left).map(|left| (left.instance, left.samples)).unzip();
         let samples = samples.filter(|samples| !samples.is_empty());
         let resume = subscription.lease.map(|lease| {
-            let Lease { epoch, generation, granted: _ } = lease;
-            // What the kernel wrote is in nobody's log, so its instance is known from the link alone.
-            let of_node = subscription.stored.kernel.and_then(|node| node.lease).map(|lease| lease.instance);
-            Resume { epoch, generation, instance: instance.or(of_node), samples }
+            // What the kernel wrote is in no attachment's log.
+            let instance = instance.or(subscription.is_of_kernel().then_some(lease.instance));
+            Resume { epoch: lease.epoch, generation: lease.generation, instance, samples }
         });
         let request = Open { publication: key.1, write: !subscription.stored.read_only, resume, framing: None };
         subscription.state = State::Opening { session: session.id, revoked: None };
@@ -98,7 +97,8 @@ impl Subscriber {
         let remote = Arc::new(Remote::new(Arc::clone(&class), grant.channel, grant.epoch, session.frames.clone()));
         session.routes.open(grant.channel, Arc::clone(&remote) as _);
         let granted = Some((session.id, grant.channel));
-        subscription.lease = Some(Lease { epoch: grant.epoch, generation: grant.generation, granted });
+        let Grant { epoch, generation, instance, .. } = grant;
+        subscription.lease = Some(Lease { epoch, generation, instance, granted });
         subscription.state = State::Active { session: session.id, channel: grant.channel, epoch: grant.epoch };
         if subscription.stored.ended || subscription.leaving {
             return self.close(key, session);
@@ -255,9 +255,6 @@ impl Subscriber {
         };
         subscription.lease = None;
         subscription.attachment = None;
-        if let Some(node) = &mut subscription.stored.kernel {
-            node.lease = None;
-        }
         if let Some(reply) = subscription.unsubscribing.take() {
             match error {
                 None => reply.succeed(unsubscribed(core, key, subscription)),

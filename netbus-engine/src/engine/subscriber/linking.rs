@@ -16,7 +16,7 @@ use super::subscription::{Lease, State, Subscription, Work, waiting};
 use super::{Key, RETRY_AFTER, Subscriber, presentation};
 use crate::class::PresentError;
 use crate::control::api::ErrorKind as ApiErrorKind;
-use crate::engine::store::{StoredNode, StoredNodeLease};
+use crate::engine::store::StoredNode;
 use crate::engine::{Core, Input, error_chain};
 use crate::frontend::Frontend;
 use crate::identity::tls;
@@ -113,7 +113,6 @@ impl Subscriber {
                 subscription.looked = true;
                 // No program has seen what was under the last lease, so that there is nothing to go on with.
                 subscription.lease = None;
-                subscription.stored.kernel = subscription.stored.kernel.map(|node| StoredNode { lease: None, ..node });
                 self.want_link(key);
             }
             Err(error) => {
@@ -142,11 +141,10 @@ impl Subscriber {
         else {
             return;
         };
-        let (State::Waiting { why, .. }, Some(StoredNode { lease, .. })) =
-            (&subscription.state, subscription.stored.kernel)
-        else {
-            return;
-        };
+        let State::Waiting { why, .. } = &subscription.state else { return };
+        let Some(class) = core.registry.by_name(&subscription.stored.class) else { return };
+        // The way was checked when the channel was subscribed to.
+        let Some(framing) = class.kernel_framing(&subscription.stored.way) else { return };
         if !subscription.looked {
             return self.look_for_node(core, key);
         }
@@ -155,26 +153,25 @@ impl Subscriber {
             subscription.state = State::Waiting { why: why.clone(), retry: Some(Instant::now() + REDIAL_AFTER) };
             return;
         }
-        let framing = core.registry.by_name(&subscription.stored.class).map(|class| {
-            // The way was checked when the channel was subscribed to.
-            class.kernel_framing(&subscription.stored.way)
+        let resume = subscription.lease.map(|lease| {
+            let Lease { epoch, generation, instance, .. } = lease;
+            Resume { epoch, generation, instance: Some(instance), samples: None }
         });
-        let resume = lease.map(|lease| {
-            let Lease { epoch, generation, .. } = lease.into();
-            Resume { epoch, generation, instance: Some(lease.instance), samples: None }
-        });
-        let open =
-            Open { publication: key.1, write: !subscription.stored.read_only, resume, framing: framing.flatten() };
-        subscription.attempts += 1;
+        let write = !subscription.stored.read_only;
+        let open = Open { publication: key.1, write, resume, framing: Some(framing) };
+        self.attempts += 1;
+        let attempt = self.attempts;
+        subscription.attempt = attempt;
         subscription.state = State::Linking { why: Some(why.clone()) };
         let (config, name) = (tls::client_config(&core.identity, Some(key.0)), core.name.clone());
-        let (inputs, attempt) = (core.inputs.clone(), subscription.attempts);
         let is_restless = !subscription.is_alone_for(RESTLESS, Instant::now());
-        tokio::spawn(async move {
+        let inputs = core.inputs.clone();
+        let dialing = tokio::spawn(async move {
             let link = async {
-                let dialed = match is_restless {
-                    true => dial::dial_restlessly(addresses, config).await?,
-                    false => dial::dial(addresses, config).await?,
+                let dialed = if is_restless {
+                    dial::dial_restlessly(addresses, config).await?
+                } else {
+                    dial::dial(addresses, config).await?
                 };
                 Ok(Box::new(handed::open(dialed.link, name, open).await?))
             };
@@ -182,6 +179,7 @@ impl Subscriber {
             // The engine is gone only when the daemon stops.
             let _ = inputs.send(Input::LinkGranted { key, attempt, result });
         });
+        subscription.dialing = Some(dialing.abort_handle());
     }
 
     /// A link was granted, or was not.
@@ -193,23 +191,24 @@ impl Subscriber {
         result: Result<Box<GrantedLink>, LinkError>,
         sessions: &BTreeMap<Fingerprint, SessionHandle>,
     ) {
-        let Some(subscription) = self.subscriptions.get_mut(&key) else { return };
-        let is_awaited = matches!(subscription.state, State::Linking { .. }) && subscription.attempts == attempt;
+        let subscription = self.subscriptions.get_mut(&key).filter(|subscription| subscription.attempt == attempt);
+        let Some(subscription) = subscription else { return };
+        if let Ok(link) = &result {
+            subscription.take_lease(&link.grant);
+        }
+        if !matches!(subscription.state, State::Linking { .. }) {
+            // It has failed meanwhile. The lease goes back when its user hands the channel back.
+            return;
+        }
+        if subscription.stored.ended {
+            subscription.state = waiting("It is being handed back".to_owned());
+            return self.hand_back(core, key, sessions);
+        }
         match result {
             Ok(link) => {
-                subscription.take_lease(&link.grant);
-                if !is_awaited || subscription.stored.ended {
-                    subscription.state = waiting("It is being handed back".to_owned());
-                    return self.hand_back(core, key, sessions);
-                }
                 // Before the kernel has it: whoever comes after this program has to know.
                 self.save(core);
                 self.install(core, key, attempt, link);
-            }
-            Err(_) if !is_awaited => {}
-            Err(_) if subscription.stored.ended => {
-                subscription.state = waiting("It is being handed back".to_owned());
-                self.hand_back(core, key, sessions);
             }
             Err(LinkError::Open(DataLinkError::Refused(refusal))) => self.refused(core, key, refusal),
             Err(LinkError::Open(DataLinkError::Ended(end))) if end.by_peer && end.reason == Reason::NotPaired => {
@@ -272,7 +271,7 @@ impl Subscriber {
         result: Result<Installed, InstallError>,
         sessions: &BTreeMap<Fingerprint, SessionHandle>,
     ) {
-        let mut subscription = self.subscriptions.get_mut(&key).filter(|subscription| subscription.attempts == attempt);
+        let mut subscription = self.subscriptions.get_mut(&key).filter(|subscription| subscription.attempt == attempt);
         if let Some(subscription) = &mut subscription {
             subscription.work = subscription.work.filter(|work| *work != Work::Presenting);
         }
@@ -326,7 +325,7 @@ impl Subscriber {
     /// A link that the kernel had is over.
     pub(in crate::engine) fn link_ended(&mut self, core: &Core, key: Key, attempt: u64) {
         let Some(subscription) = self.subscriptions.get_mut(&key) else { return };
-        if !matches!(subscription.state, State::Linked) || subscription.attempts != attempt {
+        if !matches!(subscription.state, State::Linked) || subscription.attempt != attempt {
             return;
         }
         subscription.link = None;
@@ -382,11 +381,8 @@ impl Subscription {
     /// Remembers what a link was granted.
     fn take_lease(&mut self, grant: &Grant) {
         let &Grant { epoch, generation, instance, read_only, .. } = grant;
-        self.lease = Some(Lease { epoch, generation, granted: None });
+        self.lease = Some(Lease { epoch, generation, instance, granted: None });
         self.stored.read_only |= read_only;
-        if let Some(node) = &mut self.stored.kernel {
-            node.lease = Some(StoredNodeLease { epoch: epoch.0, generation: generation.0, instance });
-        }
     }
 
     /// Whether its node has been without a link for longer than this.
@@ -397,6 +393,9 @@ impl Subscription {
     /// Lets the programs that use its node have errors: it is lost. The node goes when they have closed it.
     pub(super) fn discard_node(&mut self) {
         self.alone_since = None;
+        if let Some(dialing) = self.dialing.take() {
+            dialing.abort();
+        }
         if let Some(link) = self.link.take() {
             link.cut();
         }

@@ -25,7 +25,7 @@ pub(super) use self::ending::TakenDown;
 use self::ending::{interrupted, unsubscribed};
 pub(super) use self::linking::{InstallError, Installed, LinkError};
 use self::subscription::{State, Subscription, Work, waiting};
-use super::store::{StoredNode, StoredSubscription, Subscriptions};
+use super::store::{StoredSubscription, Subscriptions};
 use super::{Core, Input, Reply, error_chain, seconds_since_1970};
 use crate::class::{DeviceClass, PresentError, ServedBy};
 use crate::control::api::{Answer, ApiError, ErrorKind as ApiErrorKind, Event};
@@ -49,6 +49,8 @@ pub(super) struct Subscriber {
     next_token: u64,
     /// Channels that the kernel serves and that need a link.
     links_wanted: Vec<Key>,
+    /// How many links were dialed.
+    attempts: u64,
 }
 
 /// How a channel is to be used.
@@ -148,7 +150,8 @@ impl Subscriber {
             ended: false,
             kernel,
         };
-        let lease = self.subscriptions.get(&key).and_then(|ended| ended.lease);
+        // A new node of the kernel has nothing to go on with.
+        let lease = self.subscriptions.get(&key).and_then(|ended| ended.lease).filter(|_| kernel.is_none());
         let subscription = Subscription { subscribing: Some(reply), lease, looked: true, ..Subscription::new(stored) };
         self.subscriptions.insert(key, subscription);
         if kernel.is_some() {
@@ -432,11 +435,10 @@ impl Subscriber {
         // One that has no node yet is not stored: its user is told of the failure and asks again. A node of the kernel
         // may be there as soon as there is a lease for it.
         let lasts = |subscription: &&Subscription| {
-            let has_lease = |node: StoredNode| node.lease.is_some();
-            subscription.subscribing.is_none() || subscription.stored.kernel.is_some_and(has_lease)
+            subscription.subscribing.is_none() || (subscription.is_of_kernel() && subscription.lease.is_some())
         };
         let lasting = self.subscriptions.values().filter(lasts);
-        let stored = Subscriptions { subscriptions: lasting.map(|subscription| subscription.stored.clone()).collect() };
+        let stored = Subscriptions { subscriptions: lasting.map(Subscription::to_store).collect() };
         core.store(&stored);
     }
 

@@ -14,9 +14,10 @@
 use std::time::Instant;
 
 use netbus_proto::attachment::Phase;
-use netbus_proto::ids::{ChannelNumber, Epoch, Generation};
+use netbus_proto::ids::{ChannelNumber, Epoch, Generation, Instance};
+use tokio::task::AbortHandle;
 
-use super::super::store::{StoredNodeLease, StoredSubscription};
+use super::super::store::{StoredNode, StoredNodeLease, StoredSubscription};
 use super::super::{Core, Reply, seconds_since_1970, timestamp};
 use super::RETRY_AFTER;
 use crate::channel::attachment::Attachment;
@@ -38,8 +39,10 @@ pub(in crate::engine) struct Subscription {
     pub(super) frontend: Option<Box<dyn Frontend>>,
     /// The link that the kernel has.
     pub(super) link: Option<KernelLink>,
-    /// How many links were dialed, so that what becomes of an older one is known for that.
-    pub(super) attempts: u64,
+    /// The number of the link that was dialed last, so that what becomes of an older one is known for that.
+    pub(super) attempt: u64,
+    /// Its dialing, which may be called off.
+    pub(super) dialing: Option<AbortHandle>,
     /// The device has gone from its host, which is about to end that link.
     pub(super) unplugged: bool,
     /// Since when its applications wait for another link.
@@ -79,6 +82,8 @@ pub(super) enum Work {
 pub(super) struct Lease {
     pub(super) epoch: Epoch,
     pub(super) generation: Generation,
+    /// The life of the device in which it was granted.
+    pub(super) instance: Instance,
     /// Where it was granted, and what its channel has there; none on a data link.
     pub(super) granted: Option<(SessionId, ChannelNumber)>,
 }
@@ -114,7 +119,8 @@ impl Subscription {
             frontend: None,
             link: None,
             unplugged: false,
-            attempts: 0,
+            attempt: 0,
+            dialing: None,
             alone_since: None,
             parked: false,
             looked: false,
@@ -200,6 +206,13 @@ impl Subscription {
         self.lease.map(|_| Instant::now() + RETRY_AFTER)
     }
 
+    /// What of it is to be stored.
+    pub(super) fn to_store(&self) -> StoredSubscription {
+        let lease = self.lease.map(StoredNodeLease::from);
+        let kernel = self.stored.kernel.map(|node| StoredNode { lease, ..node });
+        StoredSubscription { kernel, ..self.stored.clone() }
+    }
+
     /// Whether the kernel serves it by itself.
     pub(super) fn is_of_kernel(&self) -> bool {
         self.stored.kernel.is_some()
@@ -213,7 +226,14 @@ impl Subscription {
 
 impl From<StoredNodeLease> for Lease {
     fn from(stored: StoredNodeLease) -> Self {
-        Self { epoch: Epoch(stored.epoch), generation: Generation(stored.generation), granted: None }
+        let StoredNodeLease { epoch, generation, instance } = stored;
+        Self { epoch: Epoch(epoch), generation: Generation(generation), instance, granted: None }
+    }
+}
+
+impl From<Lease> for StoredNodeLease {
+    fn from(lease: Lease) -> Self {
+        Self { epoch: lease.epoch.0, generation: lease.generation.0, instance: lease.instance }
     }
 }
 

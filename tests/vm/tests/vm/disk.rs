@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use netbus_vm_tests::agent::Background;
 use netbus_vm_tests::helper::FRIEND;
 use netbus_vm_tests::{Machine, Pair, on_two_machines, wait_for, writer};
+use serde_json::Value;
 
 use super::scene::{DISK, wait_until_free};
 
@@ -113,8 +114,14 @@ fn a_disk_on_a_dead_link_is_given_up_by_force_and_nobody_hangs() -> anyhow::Resu
         let text = pair.desk.becomes("faulted")?["error"].to_string();
         ensure!(text.contains("away for 3 seconds"), "{text}");
         ensure!(reading.wait()?.status == Some(1), "The application has no error");
-        pair.desk.netbus(&["unsubscribe", "attic/backup"])?;
+        // And that is the end of it, though the host comes back while it is still being dialed.
         pair.attic.cable(true)?;
+        let connected = |peers: &Value| peers["peers"][0]["connected"] == true;
+        pair.desk.wait_until("peers", "attic is there again", connected)?;
+        std::thread::sleep(Duration::from_secs(5));
+        ensure!(pair.desk.json(&["status"])?["subscribed"][0]["state"] == "faulted", "What was given up goes on");
+        ensure!(pair.desk.run("ls /dev/netbus 2>/dev/null; losetup -a")?.is_empty(), "There is another node");
+        pair.desk.netbus(&["unsubscribe", "attic/backup"])?;
         wait_until_free(pair)
     })
 }
@@ -173,6 +180,7 @@ fn after_a_power_failure_a_clean_disk_goes_on_and_a_dirty_one_fails_with_a_reaso
         pair.desk.run(&format!("echo 3 >/proc/sys/vm/drop_caches; {}", same.replace("{}", NODE)))?;
 
         pair.desk.run(&write)?;
+        ensure!(!pair.attic.run(marked)?.is_empty(), "A disk with unflushed changes has no mark");
         pair.attic.power_off_hard()?;
         pair.desk.becomes("waiting")?;
         pair.attic.power_on()?;
