@@ -51,7 +51,7 @@ mod service;
 #[cfg(target_os = "linux")]
 mod socket;
 
-/// Does what the one word says; without one, serves.
+/// Does what the first word says; without one, serves.
 #[cfg(target_os = "linux")]
 fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -60,7 +60,9 @@ fn main() -> anyhow::Result<()> {
         ["detach-unused"] => release::unused(),
         ["release-all"] => release::all(),
         [nbd::UNPARK, index] => Ok(nbd::set_usual_timeout(index.parse()?)?),
-        _ => anyhow::bail!("Only `detach-unused` and `release-all` can be said; without a word it serves"),
+        _ => anyhow::bail!(
+            "Only `detach-unused`, `release-all` and `unpark INDEX` can be said; without a word it serves"
+        ),
     }
 }
 

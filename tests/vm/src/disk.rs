@@ -70,6 +70,7 @@ pub fn main(args: impl Iterator<Item = String>) -> anyhow::Result<()> {
                 partitions.iter().map(|text| request(text)).collect::<anyhow::Result<_>>()?;
             print(&helper.partition(identifier, &requests)?)
         }
+        ["park", identifier] => Ok(helper.park(identifier)?),
         ["resize", identifier, size] => print(&helper.resize(identifier, size.parse()?)?),
         ["detach", identifier] => Ok(helper.detach(identifier, false)?),
         ["detach", identifier, "force"] => Ok(helper.detach(identifier, true)?),

@@ -88,6 +88,14 @@ fn the_helper_does_everything_from_within_its_unit() -> anyhow::Result<()> {
         serve(den, "photos", 10809)?;
         asked(den, FRIEND, &format!("reconnect 127.0.0.1:10809 {PHOTOS}"))?;
         writing.succeeds()?;
+        // Parked, it waits in silence; the next link gives it its usual timeout back, by a process of the helper's.
+        let timeout = || den.run("cat /sys/block/nbd0/queue/io_timeout").map(|text| text.trim().to_owned());
+        stop_serving(den, "photos")?;
+        asked(den, FRIEND, &format!("park {PHOTOS}"))?;
+        ensure!(timeout()? == "3600000");
+        serve(den, "photos", 10809)?;
+        asked(den, FRIEND, &format!("reconnect 127.0.0.1:10809 {PHOTOS}"))?;
+        wait_for("the disk is as it was", || Ok((timeout()? == "300").then_some(())))?;
         let sum = den.run("sha256sum </mnt/file")?;
         den.run("umount /mnt && echo 3 >/proc/sys/vm/drop_caches && mount /dev/netbus/attic/photos /mnt")?;
         ensure!(den.run("sha256sum </mnt/file; umount /mnt")? == sum);
