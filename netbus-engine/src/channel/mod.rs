@@ -6,3 +6,4 @@
 
 pub mod attachment;
 pub mod unflushed;
+pub mod witness;

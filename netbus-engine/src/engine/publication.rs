@@ -1,10 +1,12 @@
 //! One publication at its host: the lease desk, the device while somebody may use it, the exports of its leases.
 //!
+//! - `content`: what is known to be on a device, where its subscriber does not tell.
 //! - `giving`: a lease becomes a channel or a data link.
 //! - `evidence`: whether an opened device has the content that a subscriber has left.
 //! - `unflushed`: whether something that was answered over a data link may be lost.
 //! - `unplugged`: a device that goes away while peers have it open.
 
+mod content;
 mod evidence;
 mod giving;
 mod unflushed;
@@ -21,6 +23,7 @@ use netbus_proto::request::DeviceError;
 use netbus_proto::wire::control::{Control, Offer, Open, Reason, Refusal, Revoked};
 use tracing::{info, warn};
 
+use self::content::{Left, Watched};
 pub(crate) use self::evidence::Unlike;
 use self::giving::{Asked, PendingGrant};
 use self::unflushed::Counted;
@@ -51,6 +54,8 @@ pub(super) struct Publication {
     close_errors: HashMap<Epoch, String>,
     /// Fences behind which nothing that was answered at an instance is unflushed, if they succeed.
     settling: HashMap<Epoch, Instance>,
+    /// What the last lease over a data link has left on the device.
+    left: Option<Left>,
 }
 
 /// The device behind a publication.
@@ -71,6 +76,8 @@ struct OpenChannel {
     export: Arc<dyn Exported>,
     /// Where the subscriber keeps no log of what it wrote.
     counted: Option<Counted>,
+    /// Where the subscriber takes no samples of what is there.
+    watched: Option<Watched>,
 }
 
 /// The sessions of peers, by their number.
@@ -109,6 +116,7 @@ impl Publication {
             closes: HashMap::new(),
             close_errors: HashMap::new(),
             settling: HashMap::new(),
+            left: None,
         }
     }
 
@@ -284,6 +292,7 @@ impl Publication {
     /// Lets time pass.
     pub(super) fn handle_timeout(&mut self, core: &Core, sessions: &Sessions, now: Instant) {
         self.settle(core, now);
+        self.take_samples(now);
         if self.desk.poll_timeout().is_some_and(|due| due <= now) {
             self.desk.handle_timeout(now);
             self.advance(core, sessions);
@@ -452,6 +461,9 @@ impl Publication {
             let _ = inputs.send(Input::Fenced { publication, epoch, flushed: Ok(()) });
             return;
         };
+        if let Some(watched) = &open.watched {
+            self.keep_content(watched);
+        }
         if let Some(session) = sessions.get(&open.session) {
             session.handle.routes.shut(open.channel);
         }

@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod export;
+pub mod witnessed;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -101,7 +101,7 @@ async fn a_disconnect_is_answered_by_the_end_of_the_link_behind_all_replies() {
     disk.attic.disk.close();
     link.send(READ, 0, 1, 0, 512, &[]).await;
     link.send(DISC, 0, 2, 0, 0, &[]).await;
-    until("the read to be at the disk", async || (disk.attic.disk.held() == 1).then_some(())).await;
+    until("the read to be at the disk", async || (disk.attic.disk.held() > 0).then_some(())).await;
     disk.attic.disk.open_gate();
     assert_eq!(link.reply().await, Some((0, 1)));
     let mut content = [0; 512];
@@ -122,7 +122,7 @@ async fn a_new_data_link_waits_for_what_the_old_one_has_at_the_disk() {
     assert!(old.ask(WRITE, 0, 0, 512, &[1; 512]).await.is_ok());
     disk.attic.disk.close();
     old.send(WRITE, 0, 1, 0, 512, &[2; 512]).await;
-    until("the write to be at the disk", async || (disk.attic.disk.held() == 1).then_some(())).await;
+    until("the write to be at the disk", async || (disk.attic.disk.held() > 0).then_some(())).await;
     let asking = disk.link(Some(&first));
     tokio::pin!(asking);
     assert!(tokio::time::timeout(Duration::from_millis(300), &mut asking).await.is_err(), "granted before");
@@ -140,7 +140,7 @@ async fn the_owner_who_takes_a_disk_back_closes_its_data_link() {
     let lease = link.grant.clone();
     disk.attic.disk.close();
     link.send(READ, 0, 1, 0, 512, &[]).await;
-    until("the read to be at the disk", async || (disk.attic.disk.held() == 1).then_some(())).await;
+    until("the read to be at the disk", async || (disk.attic.disk.held() > 0).then_some(())).await;
     let revoke = Call::Revoke { channel: "disk".to_owned(), peer: None, confirmed: true };
     disk.attic.call(revoke).await.unwrap();
     assert_eq!(link.reply().await, None);
@@ -270,7 +270,7 @@ async fn a_disk_that_is_pulled_out_closes_its_data_link_without_an_answer_and_a_
     until("the mark to go", async || disk.attic.mark("disk").is_none().then_some(())).await;
     disk.attic.disk.close();
     link.send(READ, 0, 1, 0, 512, &[]).await;
-    until("the read to be at the disk", async || (disk.attic.disk.held() == 1).then_some(())).await;
+    until("the read to be at the disk", async || (disk.attic.disk.held() > 0).then_some(())).await;
     let lease = disk.unplug(link).await;
     disk.attic.disk.open_gate();
     assert_eq!(disk.link(Some(&lease)).await.unwrap_err(), Reason::Absent);
@@ -299,6 +299,30 @@ async fn a_dirty_disk_that_was_pulled_out_is_refused_unless_it_is_write_through(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_clean_disk_that_was_written_elsewhere_while_it_was_out_is_refused() {
+    let disk = Disk::published().await;
+    for write_through in [false, true] {
+        if write_through {
+            disk.attic.disk.write_through();
+        }
+        for place in [0, 300 * 1024, SIZE - 1] {
+            let reads = disk.attic.disk.reads();
+            let mut link = disk.link(None).await.unwrap();
+            assert!(link.ask(WRITE, 0, 300 * 1024, 512, &[1; 512]).await.is_ok());
+            until("the mark to go", async || disk.attic.mark("disk").is_none().then_some(())).await;
+            // Of both ends and of what was written. The last one is to be there as well.
+            until("samples to be taken", async || (disk.attic.disk.reads() >= reads + 3).then_some(())).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let lease = disk.unplug(link).await;
+            disk.write_elsewhere(place);
+            disk.attic.disk.plug_in();
+            assert_eq!(disk.link(Some(&lease)).await.unwrap_err(), Reason::LeaseLost, "{place}, {write_through}");
+            disk.attic.nobody_uses().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_through_disk_needs_no_mark() {
     let mut disk = Disk::published().await;
     disk.attic.disk.write_through();
@@ -314,7 +338,7 @@ async fn a_write_through_disk_needs_no_mark() {
 struct Disk {
     attic: Machine,
     desk: Machine,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Disk {
@@ -324,7 +348,7 @@ impl Disk {
         let image = folder.path().join("disk.img");
         std::fs::write(&image, vec![7; SIZE]).unwrap();
         attic.publish_device(&image.to_string_lossy(), "disk").await.unwrap();
-        Self { attic, desk, _folder: folder }
+        Self { attic, desk, folder }
     }
 
     /// A data link to write, with the lease that goes on.
@@ -362,6 +386,14 @@ impl Disk {
             samples: None,
         });
         Open { publication: self.attic.publication("disk"), write, resume, framing }
+    }
+
+    /// Somebody changes a byte of the disk, not through its host.
+    fn write_elsewhere(&self, place: usize) {
+        let image = self.folder.path().join("disk.img");
+        let mut content = std::fs::read(&image).unwrap();
+        content[place] ^= 1;
+        std::fs::write(&image, content).unwrap();
     }
 
     /// The disk is pulled out, and the host sees that. Gives the lease that its peer had.

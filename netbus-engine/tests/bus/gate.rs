@@ -31,6 +31,8 @@ struct Gate {
     life: u8,
     unplugged: bool,
     write_through: bool,
+    /// Reads that have come.
+    reads: usize,
 }
 
 impl GatedClass {
@@ -77,6 +79,11 @@ impl GatedClass {
         self.lock().unplugged = false;
     }
 
+    /// How many reads have come.
+    pub(crate) fn reads(&self) -> usize {
+        self.lock().reads
+    }
+
     /// Makes the devices that are opened from now on write-through.
     pub(crate) fn write_through(&self) {
         self.lock().write_through = true;
@@ -95,6 +102,7 @@ struct Gated {
 impl Backend for Gated {
     fn submit(&self, ticket: Ticket) {
         let mut gate = self.gate.lock().unwrap();
+        gate.reads += usize::from(ticket.request.op == 1);
         if gate.unplugged {
             drop(gate);
             drop(ticket);

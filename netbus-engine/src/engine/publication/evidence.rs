@@ -6,7 +6,7 @@ use std::sync::Arc;
 use netbus_proto::ids::{Epoch, Tag};
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request};
 use netbus_proto::sample::Sample;
-use netbus_proto::wire::control::{Reason, Resume};
+use netbus_proto::wire::control::Reason;
 use tokio::sync::oneshot;
 use tracing::warn;
 
@@ -39,11 +39,11 @@ impl Publication {
             warn!(epoch = %grant.epoch, "A device has lost changes that were answered");
             return self.take_back(sessions, grant, Reason::LeaseLost, &text);
         }
-        let is_other = |resume: &&Resume| resume.instance.is_some_and(|left| left != instance);
-        let samples = grant.asked.resume.as_ref().filter(is_other).and_then(|resume| resume.samples.clone());
-        let Some(samples) = samples.filter(|samples| !samples.is_empty()) else {
+        let resume = grant.asked.resume.as_ref();
+        let samples = resume.map(|resume| self.samples_to_compare(resume, instance)).unwrap_or_default();
+        if samples.is_empty() {
             return self.give(core, sessions, grant);
-        };
+        }
         let Device::Open { opened, .. } = &self.device else {
             return;
         };

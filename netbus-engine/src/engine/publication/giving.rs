@@ -16,6 +16,7 @@ use crate::control::api::Event;
 use crate::engine::Core;
 use crate::frontend::data::DataExport;
 use crate::frontend::export::{Export, Exported};
+use crate::frontend::witnessed::witnessed;
 use crate::latency::Side;
 use crate::session::SessionId;
 
@@ -83,11 +84,20 @@ impl Publication {
         };
         let class = Arc::clone(&self.class);
         let (handle, Asked { tag, framing, .. }) = (session.handle.clone(), grant.asked);
+        let mut watched = None;
         let (export, counted): (Arc<dyn Exported>, _) = match framing {
             Some(framing) => {
                 let keeps_no_log = grant.write && !opened.write_through;
                 let counted = keeps_no_log.then(|| self.count(core, grant.epoch, instance, &opened, &attachment));
                 let queue = counted.as_ref().map_or_else(|| attachment.queue(), |counted| counted.queue.clone());
+                watched = self.watch(grant.write, instance, &opened, &attachment);
+                let queue = match &watched {
+                    Some(watched) => {
+                        let (class, device) = (Arc::clone(&class), opened.device.clone());
+                        witnessed(class, device, queue, Arc::clone(&watched.witness))
+                    }
+                    None => queue,
+                };
                 let export = DataExport::start(class, (tag, framing), message, handle.clone(), attachment, queue);
                 (Arc::new(export), counted)
             }
@@ -98,7 +108,7 @@ impl Publication {
                 (export, None)
             }
         };
-        self.exports.insert(grant.epoch, OpenChannel { session: handle.id, channel, export, counted });
+        self.exports.insert(grant.epoch, OpenChannel { session: handle.id, channel, export, counted, watched });
         info!(write = grant.write, epoch = %grant.epoch, "A peer uses a channel");
         let peer = core.peer_name(handle.peer);
         core.tell(Event::LeaseGranted { channel: self.stored.name.clone(), peer, write: grant.write });

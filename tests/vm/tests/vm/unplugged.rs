@@ -1,5 +1,7 @@
 //! Disks that are pulled out of their host without warning while they are used elsewhere, and plugged in again.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -104,7 +106,7 @@ fn what_was_not_flushed_is_written_again_to_a_disk_that_was_pulled_out() -> anyh
 }
 
 #[test]
-fn a_dirty_disk_of_the_kernel_that_was_pulled_out_fails_with_a_reason() -> anyhow::Result<()> {
+fn a_disk_of_the_kernel_that_was_pulled_out_dirty_or_was_written_elsewhere_fails_with_a_reason() -> anyhow::Result<()> {
     with_a_disk(SIZE, |pair| {
         let node = Node::new(&pair.desk, Way::Disk)?;
         let write = format!("dd if=/dev/zero of={} bs=64k count=64 oflag=direct conv=notrunc", node.path);
@@ -119,6 +121,19 @@ fn a_dirty_disk_of_the_kernel_that_was_pulled_out_fails_with_a_reason() -> anyho
         let text = pair.desk.becomes("faulted")?["error"].to_string();
         ensure!(text.contains("lost") && text.contains("unplugged"), "{text}");
         ensure!(writing.wait()?.status == Some(0), "The loop ends with the first error");
+        pair.desk.netbus(&["unsubscribe", "attic/backup"])?;
+        super::scene::wait_until_free(pair)?;
+        // A clean one goes on, but not if it was written elsewhere meanwhile.
+        pair.desk.netbus(&["subscribe", "attic/backup", "--as", "disk"])?;
+        pair.desk.run(&format!("{write} conv=notrunc,fsync"))?;
+        wait_for("attic's disk is clean", || Ok(pair.attic.run(marked)?.is_empty().then_some(())))?;
+        std::thread::sleep(Duration::from_secs(5));
+        pair.attic.remove_disk(DISK)?;
+        is_absent(pair)?;
+        OpenOptions::new().write(true).open(&image)?.write_all_at(b"elsewhere", 1024)?;
+        pair.attic.add_disk(DISK, &image, Bus::Virtio)?;
+        let text = pair.desk.becomes("faulted")?["error"].to_string();
+        ensure!(text.contains("other content"), "{text}");
         pair.desk.netbus(&["unsubscribe", "attic/backup"])?;
         super::scene::wait_until_free(pair)
     })
