@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// How long no change comes before what was answered is flushed and the mark taken away.
-const IDLE_TIME: Duration = Duration::from_secs(2);
+pub const IDLE_TIME: Duration = Duration::from_secs(2);
 
 /// The changes of one lease.
 pub struct Unflushed {

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::publication::{Device, PeerSession, Publication, Sessions, Unlike, bounded};
+use super::sleeping::Flush;
 use super::store::{DeviceBytes, Publications, StoredLease, StoredPublication};
 use super::{Core, Input, Reply, error_chain};
 use crate::class::{Identified, Identity, OpenError, OpenedDevice, Presence};
@@ -386,6 +387,26 @@ impl Host {
         for session in self.sessions.values() {
             session.handle.end(Reason::Shutdown, "The machine that has the device stopped Netbus for now");
         }
+    }
+
+    /// Everything that peers may write to, with what makes durable what was answered.
+    pub(super) fn flushes(&self) -> impl Iterator<Item = Flush> {
+        self.publications.values().filter_map(Publication::flush)
+    }
+
+    /// Takes the marks away of what nobody has changed for a while.
+    pub(super) fn settle(&mut self, core: &Core, now: Instant) {
+        for publication in self.publications.values_mut() {
+            publication.settle(core, now);
+        }
+    }
+
+    /// Who uses what at this moment, as users are told. Peers that are away do not count.
+    pub(super) fn uses(&self, core: &Core) -> impl Iterator<Item = String> {
+        self.publications.values().flat_map(|publication| {
+            let present = publication.desk.holders().filter(|holder| holder.connected);
+            present.map(|holder| format!("{} uses {}", core.peer_name(holder.peer), publication.stored.name))
+        })
     }
 
     /// The identities of everything that is published.

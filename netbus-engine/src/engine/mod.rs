@@ -7,12 +7,13 @@
 //!
 //! - `host`, `publication`: what this machine publishes; `subscriber`: what it uses of others.
 //! - `peers`: whom it trusts, whom it sees, and the sessions it opens; `joining`: pairing with a code typed here.
-//! - `verbs`: the calls of the control API; `store`: what survives a restart.
+//! - `verbs`: the calls of the control API; `store`: what survives a restart; `sleeping`: what does the machine's sleep.
 
 mod host;
 mod joining;
 mod peers;
 mod publication;
+mod sleeping;
 mod store;
 mod subscriber;
 mod verbs;
@@ -47,6 +48,7 @@ use crate::session::dial::{DialError, Dialed};
 use crate::session::handed::GrantedLink;
 use crate::session::secure::Secured;
 use crate::session::{self, SessionEvent, SessionHandle, SessionId};
+use crate::sleep::Sleep;
 
 /// How long each step of a shutdown may take before it goes on without.
 const FAREWELL_TIME: Duration = Duration::from_secs(4);
@@ -172,6 +174,7 @@ pub(crate) enum Input {
         peer: Fingerprint,
         addresses: Vec<std::net::SocketAddr>,
     },
+    Sleep(sleeping::Turn),
     Stop(oneshot::Sender<()>),
 }
 
@@ -306,6 +309,7 @@ struct Engine {
     /// Channels that users want and that are not offered yet.
     subscribing: Vec<verbs::Subscribing>,
     next_tick: Instant,
+    sleep: Sleep,
 }
 
 enum Action {
@@ -354,6 +358,7 @@ pub fn start(parts: Parts) -> Result<(EngineHandle, tokio::task::JoinHandle<()>)
         discovery,
         subscribing: Vec::new(),
         next_tick: Instant::now(),
+        sleep: sleeping::listen(sender.clone()),
     };
     let task = tokio::spawn(engine.run());
     Ok((EngineHandle { inputs: sender, events }, task))
@@ -374,6 +379,7 @@ impl Engine {
             for key in self.subscriber.take_links_wanted() {
                 self.subscriber.dial_link(&self.core, key, self.peers.candidates(key.0));
             }
+            self.tell_uses();
         }
     }
 
@@ -456,6 +462,7 @@ impl Engine {
             Input::LinkEnded { key, attempt } => self.subscriber.link_ended(&self.core, key, attempt),
             Input::ServedBy { wanted, result } => self.served_by(*wanted, result),
             Input::Reach { peer, addresses } => self.peers.add_address(peer, &addresses),
+            Input::Sleep(turn) => self.turn(turn),
             Input::Stop(stopped) => drop(stopped),
         }
     }

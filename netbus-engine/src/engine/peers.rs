@@ -303,7 +303,7 @@ impl Peers {
                 let known = self.seen.get(&name).is_some_and(|seen| seen.addresses == addresses);
                 let new = self.seen.insert(name.clone(), Seen { addresses, key: None }).is_none();
                 if !known {
-                    self.links.values_mut().for_each(Link::retry_now);
+                    self.retry_now();
                 }
                 if new {
                     core.tell(Event::PeerFound { peer: name });
@@ -313,7 +313,7 @@ impl Peers {
                 self.seen.remove(&name);
                 core.tell(Event::PeerLost { peer: name });
             }
-            discovery::Event::Attached => self.links.values_mut().for_each(Link::retry_now),
+            discovery::Event::Attached => self.retry_now(),
             discovery::Event::Renamed { name } => {
                 let text = format!("Another machine here is named \"{}\": this one is \"{name}\" now", core.name);
                 info!(name, "This machine's name was taken");
@@ -330,6 +330,11 @@ impl Peers {
             link.manual.extend(addresses);
             link.retry_now();
         }
+    }
+
+    /// Dials the paired peers that wait for their turn now.
+    pub(super) fn retry_now(&mut self) {
+        self.links.values_mut().for_each(Link::retry_now);
     }
 
     /// When the next paired peer is to be dialed.

@@ -24,6 +24,7 @@ use crate::session::data::DataLink;
 /// One lease's way to a device over a data link.
 pub struct DataExport {
     attachment: Attachment,
+    queue: Queue,
     session: SessionHandle,
 }
 
@@ -41,22 +42,28 @@ impl DataExport {
     ) -> Self {
         let (device, read_only, cut) = (Bytes::from(grant.device.clone()), grant.read_only, session.cuts());
         let link = session.hand_over(tag, grant);
+        let served = queue.clone();
         tokio::spawn(async move {
             // The session may have ended before its link was free.
             let Ok(DataLink { reader, writer, over }) = link.await else { return };
-            let framed = Framed { reader: Box::new(reader), writer: Box::new(writer), device, read_only, queue, cut };
+            let framed =
+                Framed { reader: Box::new(reader), writer: Box::new(writer), device, read_only, queue: served, cut };
             if let Err(error) = class.serve(framing, framed).await {
                 debug!(%error, "A data link broke");
             }
             drop(over);
         });
-        Self { attachment, session }
+        Self { attachment, queue, session }
     }
 }
 
 impl Exported for DataExport {
     fn latency(&self) -> &Latency {
         self.attachment.latency()
+    }
+
+    fn queue(&self) -> Queue {
+        self.queue.clone()
     }
 
     fn fence(&self) -> BoxFuture<'_, ()> {

@@ -13,6 +13,7 @@ use netbus_proto::request::{DeviceError, ErrorKind, Request};
 use netbus_proto::wire::header::MAX_BODY;
 use netbus_proto::wire::{DecodeError, Header};
 
+use super::Queue;
 use crate::channel::attachment::Attachment;
 use crate::class::DeviceClass;
 use crate::latency::{Arrival, Entry, Latency};
@@ -23,6 +24,9 @@ use crate::session::{Frame, FrameSender};
 pub trait Exported: Send + Sync {
     /// Where the time of its requests went.
     fn latency(&self) -> &Latency;
+
+    /// The way to the device under this lease, for what the host itself asks.
+    fn queue(&self) -> Queue;
 
     /// Takes the lease's right away: from here on its requests are refused. Resolves when none of them is at the
     /// device any more, and the export holds it no longer.
@@ -55,6 +59,10 @@ impl Export {
 impl Exported for Export {
     fn latency(&self) -> &Latency {
         self.attachment.latency()
+    }
+
+    fn queue(&self) -> Queue {
+        self.attachment.queue()
     }
 
     fn fence(&self) -> BoxFuture<'_, ()> {

@@ -24,7 +24,16 @@ pub trait Frontend: Send + 'static {
     /// Takes the node away. While applications use it: with `force` false it is an error that names them and the
     /// node stays whole, with `force` true they get I/O errors from here on. Called at most once successfully.
     fn remove(&mut self, force: bool) -> BoxFuture<'_, Result<(), RemoveError>>;
+
+    /// What makes durable what applications wrote, for a node whose requests pass no queue of ours. It blocks for as long
+    /// as the device takes.
+    fn write_back(&self) -> Option<WriteBack> {
+        None
+    }
 }
+
+/// Makes a node's writes durable, or tells why that is not so.
+pub type WriteBack = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
 
 /// Why a node could not be taken away.
 #[derive(Debug, thiserror::Error)]

@@ -248,7 +248,7 @@ impl Host {
     ///
     /// # Errors
     /// When it goes on.
-    pub(crate) fn halt(&mut self) -> anyhow::Result<()> {
+    pub fn halt(&mut self) -> anyhow::Result<()> {
         if !self.is_running() {
             return Ok(());
         }

@@ -10,6 +10,7 @@
 //! - [`blocks`]: what an application wrote in turn, and what a disk must show of it.
 //! - [`disk`]: images with real files, loop devices, mounts.
 //! - [`cgroup`]: control groups that bound memory.
+//! - [`logind`]: a stand-in for logind on a bus of its own, which says when the machine sleeps.
 //! - [`rogue`]: a peer that does not keep to the protocol.
 
 pub mod blocks;
@@ -17,6 +18,7 @@ pub mod cgroup;
 pub mod disk;
 pub mod host;
 pub mod lan;
+pub mod logind;
 pub mod medium;
 pub mod mounts;
 pub mod relay;

@@ -53,7 +53,7 @@ pub(crate) const PACKAGES: [Package; 45] = [
     package("qemu-utils", Group::Test, "comparing images over NBD (qemu-img)"),
     package("fio", Group::Test, "verified load over NBD"),
     package("gnome-keyring", Group::Test, "a real keyring, open and locked"),
-    package("dbus-daemon", Group::Test, "a session bus of its own for that keyring"),
+    package("dbus-daemon", Group::Test, "buses of their own for that keyring and for a stand-in for logind"),
     package("avahi-daemon", Group::Test, "another mDNS responder beside ours"),
     package("avahi-utils", Group::Test, "seeing our announcement as others see it (avahi-browse)"),
     package("qemu-system-x86", Group::Vm, "the virtual machines, in software"),

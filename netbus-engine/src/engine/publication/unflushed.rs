@@ -4,14 +4,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::FutureExt;
 use netbus_proto::ids::{Epoch, Instance};
 use tokio::sync::oneshot;
 use tracing::info;
 
-use super::Publication;
+use super::{Device, Publication};
 use crate::channel::attachment::Attachment;
 use crate::channel::unflushed::{Unflushed, Wish};
 use crate::class::OpenedDevice;
+use crate::engine::sleeping::Flush;
 use crate::engine::store::StoredMark;
 use crate::engine::{Core, Input};
 use crate::frontend::Queue;
@@ -80,8 +82,24 @@ impl Publication {
         ))
     }
 
+    /// Makes durable what peers were answered, while their leases go on; nothing if none of them writes.
+    pub(in crate::engine) fn flush(&self) -> Option<Flush> {
+        let Device::Open { opened, read_only: false } = &self.device else { return None };
+        let name = self.stored.label.clone();
+        match self.exports.values().next() {
+            // The only one, since it writes.
+            Some(open) => Some(Flush::of(name, open.export.queue(), self.class.flush()?)),
+            None => {
+                // Its lease has just ended or lapsed, which flushes it as well, but is not waited for.
+                let opened = Arc::clone(opened);
+                let work = async move { opened.backend.quiesce().await.map_err(|error| error.text) };
+                Some(Flush { name, work: work.boxed() })
+            }
+        }
+    }
+
     /// Lets the device become clean where nobody has changed it for a while.
-    pub(super) fn settle(&mut self, core: &Core, now: Instant) {
+    pub(in crate::engine) fn settle(&mut self, core: &Core, now: Instant) {
         let wish = |counted: &Counted| counted.unflushed.wish(now);
         let wishes: Vec<_> = self
             .exports

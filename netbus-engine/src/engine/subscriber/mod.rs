@@ -4,10 +4,12 @@
 //! - `leasing`: the talk with its host.
 //! - `linking`: channels that the kernel serves by itself.
 //! - `ending`: how the use of a channel ends.
+//! - `sleeping`: what the machine's sleep means for it.
 
 mod ending;
 mod leasing;
 mod linking;
+mod sleeping;
 mod subscription;
 
 use std::collections::{BTreeMap, HashMap};

@@ -20,6 +20,7 @@ mod pairing;
 mod proof;
 mod rig;
 mod scene;
+mod sleep;
 mod slow;
 mod startup;
 mod survive;

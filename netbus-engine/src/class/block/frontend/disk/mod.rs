@@ -4,10 +4,12 @@
 //! makes it, gives it new links, and takes it away, all of it through the privileged helper. What happens to this
 //! program meanwhile is nothing to the disk.
 //!
-//! `table`: its partitions, which are read when it is made. A disk that gets another table shows other partitions when
-//! it is subscribed to anew.
+//! - `table`: its partitions, which are read when it is made. A disk that gets another table shows other partitions when
+//!   it is subscribed to anew.
+//! - `write_back`: what programs wrote to it, made durable.
 
 mod table;
+mod write_back;
 
 use std::io;
 use std::path::PathBuf;
@@ -24,7 +26,7 @@ use super::file::holders;
 use crate::class::PresentError;
 use crate::class::block::geometry;
 use crate::class::block::partitions::Partition;
-use crate::frontend::{Frontend, Presentation, RemoveError};
+use crate::frontend::{Frontend, Presentation, RemoveError, WriteBack};
 use crate::kernel::helper::{Helper, HelperError};
 use crate::kernel::{self, GrantedLink, KernelLink};
 
@@ -197,6 +199,11 @@ impl Frontend for KernelDisk {
             }
         }
         .boxed()
+    }
+
+    fn write_back(&self) -> Option<WriteBack> {
+        let node = self.node.clone();
+        Some(Box::new(move || write_back::write_back(&node)))
     }
 }
 

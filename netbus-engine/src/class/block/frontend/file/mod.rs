@@ -20,7 +20,7 @@
 mod disk;
 pub(super) mod holders;
 mod mount;
-mod mountinfo;
+pub(super) mod mountinfo;
 mod node;
 mod ranges;
 
