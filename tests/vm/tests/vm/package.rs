@@ -136,6 +136,7 @@ fn a_user_has_a_daemon_and_removal_leaves_only_the_users_own() -> anyhow::Result
             Ok((other != daemon && other != "0").then_some(()))
         })?;
         status_of_ann(den)?;
+        logind_knows_what_is_in_use(den)?;
 
         serve(den, "photos", 10809)?;
         asked(den, FRIEND, &attach_words(PHOTOS, "photos", 10809))?;
@@ -238,6 +239,39 @@ fn installs_where_nothing_runs(den: &Machine) -> anyhow::Result<()> {
     let left = den.run("find /run/root/upper -iname '*netbus*'")?;
     ensure!(left.is_empty(), "Left in another root:\n{left}");
     den.run("umount /run/root/merged && umount /run/root").map(drop)
+}
+
+/// Another daemon of the machine uses an image of ann's: her daemon holds the machine's sleep up for as long.
+fn logind_knows_what_is_in_use(den: &Machine) -> anyhow::Result<()> {
+    let inhibitors = || {
+        let manager = "org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager";
+        den.run(&format!("busctl call {manager} ListInhibitors"))
+    };
+    let other = "env HOME=/run/other XDG_RUNTIME_DIR=/run/other netbus";
+    den.run(&format!(
+        "mkdir /run/other
+         setsid {other} daemon --name other --port 0 </dev/null >/run/other/log 2>&1 &"
+    ))?;
+    wait_for("another daemon answers", || den.run(&format!("{other} status")).map(Some))?;
+    let status = den.run(&format!("{AS_ANN} netbus status --json"))?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    let (name, port) = (status["name"].as_str().context("It has a name")?, &status["port"]);
+    den.run(&format!(
+        "code=$({AS_ANN} netbus pair --show-code --no-wait) && {other} pair 127.0.0.1:{port} --code $code &&
+         {AS_ANN} truncate -s 1M /home/{ANN}/films.img && {AS_ANN} netbus publish /home/{ANN}/films.img --name films"
+    ))?;
+    ensure!(!inhibitors()?.contains("Netbus"), "Nothing is in use");
+    den.run(&format!("{other} subscribe {name}/films --as nbd"))?;
+    wait_for("logind knows", || {
+        let known = inhibitors()?;
+        let delays = r#""sleep" "Netbus" "Makes written data durable" "delay" 1500"#;
+        let is_held = known.contains(delays) && known.contains(r#""idle" "Netbus" "other uses films" "block" 1500"#);
+        ensure!(is_held, "{known}");
+        Ok(Some(()))
+    })?;
+    den.run(&format!("{other} unsubscribe {name}/films"))?;
+    wait_for("logind knows of nothing any more", || Ok((!inhibitors()?.contains("Netbus")).then_some(())))?;
+    den.run(&format!("{other} stop && {AS_ANN} netbus unpublish films && {AS_ANN} netbus unpair other")).map(drop)
 }
 
 /// Waits until ann's daemon answers her.
