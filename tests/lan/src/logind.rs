@@ -1,4 +1,4 @@
-//! A stand-in for logind, on a system bus that one host has for itself.
+//! A stand-in for logind, on a system bus that one host has for itself, or on that of a virtual machine.
 //!
 //! It gives inhibitors and sees when they are closed, as logind does, and says that the machine sleeps when a test wants.
 
@@ -23,7 +23,8 @@ const MANAGER: &str = "org.freedesktop.login1.Manager";
 pub struct Logind {
     given: Arc<Mutex<Vec<Given>>>,
     connection: Connection,
-    _bus: Bus,
+    /// Where it was started for this alone.
+    _bus: Option<Bus>,
 }
 
 /// What an inhibitor says of itself.
@@ -71,11 +72,23 @@ impl Logind {
             .spawn()
             .context("dbus-daemon cannot be run; `cargo xtask setup` installs what the tests need")?);
         wait_for("the bus is there", || Ok(socket.exists().then_some(())))?;
+        host.set("DBUS_SYSTEM_BUS_ADDRESS", &address);
+        Self::serve(Builder::address(address.as_str())?, Some(bus))
+    }
+
+    /// Is logind on this machine's own bus, where there is no other.
+    ///
+    /// # Errors
+    /// When there is no bus, or another logind.
+    pub fn of_this_machine() -> anyhow::Result<Self> {
+        Self::serve(Builder::system()?, None)
+    }
+
+    fn serve(bus: Builder<'_>, started: Option<Bus>) -> anyhow::Result<Self> {
         let given = Arc::default();
         let manager = Manager(Arc::clone(&given));
-        let connection = Builder::address(address.as_str())?.name(SERVICE)?.serve_at(PATH, manager)?.build()?;
-        host.set("DBUS_SYSTEM_BUS_ADDRESS", &address);
-        Ok(Self { given, connection, _bus: bus })
+        let connection = bus.name(SERVICE)?.serve_at(PATH, manager)?.build()?;
+        Ok(Self { given, connection, _bus: started })
     }
 
     /// The inhibitors that are held, oldest first.

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use netbus_lan_tests::blocks;
+use netbus_lan_tests::logind::Logind;
+use netbus_lan_tests::{blocks, wait_for};
 use netbus_vm_tests::{agent, writer};
 
 fn main() -> anyhow::Result<()> {
@@ -13,6 +14,16 @@ fn main() -> anyhow::Result<()> {
         ["serve"] => agent::serve(),
         ["write", path, progress] => writer::write(Path::new(path), Path::new(progress)),
         ["check", path, safe] => blocks::check_written(Path::new(path), safe.parse().context("No number of blocks")?),
-        _ => bail!("serve | write PATH PROGRESS | check PATH SAFE"),
+        ["sleep", when] => sleep(Path::new(when)),
+        _ => bail!("serve | write PATH PROGRESS | check PATH SAFE | sleep WHEN"),
     }
+}
+
+/// Is logind. Once there is a file `when`, the machine wants to sleep; ends when that is delayed no longer, which it must
+/// have been.
+fn sleep(when: &Path) -> anyhow::Result<()> {
+    let logind = Logind::of_this_machine()?;
+    wait_for("the machine is to sleep", || Ok(when.exists().then_some(())))?;
+    logind.wait_until("the sleep is delayed", |held| held.iter().any(|inhibitor| inhibitor.mode == "delay"))?;
+    logind.sleep()
 }

@@ -127,6 +127,35 @@ fn a_disk_on_a_dead_link_is_given_up_by_force_and_nobody_hangs() -> anyhow::Resu
 }
 
 #[test]
+fn what_programs_wrote_is_at_the_host_before_the_machine_sleeps() -> anyhow::Result<()> {
+    with_a_kernel_disk(|pair| {
+        pair.desk.netbus(&["unsubscribe", "attic/backup"])?;
+        wait_until_free(pair)?;
+        let agent = pair.desk.program("netbus-vm-agent");
+        let sleeping = pair.desk.spawn(&format!("'{agent}' sleep /run/sleep"), LONG)?;
+        wait_for("logind is there", || pair.desk.run("busctl status org.freedesktop.login1").map(Some))?;
+        pair.desk.netbus(&["subscribe", "attic/backup", "--as", "disk"])?;
+        // The kernel is in no hurry to write back by itself.
+        pair.desk.run(&format!(
+            "sysctl -q vm.dirty_writeback_centisecs=0 && mkfs.ext4 -q {NODE} && mkdir -p /mnt/disk && mount {NODE} /mnt/disk"
+        ))?;
+        let sum = pair.desk.run("head -c 4M /dev/urandom >/mnt/disk/file && sha256sum </mnt/disk/file")?;
+        pair.desk.run("touch /run/sleep")?;
+        sleeping.succeeds()?;
+        // Its battery is empty before it wakes up.
+        pair.desk.power_off_hard()?;
+        pair.attic.stop_daemon()?;
+        let disk = pair.attic.node_of(DISK)?;
+        let found = pair.attic.run(&format!(
+            "mkdir -p /mnt/disk && mount {disk} /mnt/disk && sha256sum </mnt/disk/file && umount /mnt/disk"
+        ))?;
+        ensure!(found == sum, "{found} instead of {sum}");
+        pair.desk.power_on()?;
+        pair.desk.wait_for_boot()
+    })
+}
+
+#[test]
 fn a_partitioned_disk_shows_its_partitions_and_is_there_again_after_a_reboot() -> anyhow::Result<()> {
     with_a_kernel_disk(|pair| {
         let (whole, second) = (NODE, format!("{NODE}.2"));
