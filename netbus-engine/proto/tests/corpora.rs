@@ -24,6 +24,11 @@ fn the_block_request_corpus_is_read_without_a_panic() {
 }
 
 #[test]
+fn the_usb_request_corpus_is_read_without_a_panic() {
+    replay("usb_request", targets::usb_request);
+}
+
+#[test]
 fn the_error_body_corpus_is_read_without_a_panic() {
     replay("error_body", targets::error_body);
 }

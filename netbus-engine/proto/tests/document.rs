@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use minicbor::data::Type;
 use netbus_proto::class::block::{self, BlockRequest, Geometry};
-use netbus_proto::ids::{ChannelNumber, ClassCode, Epoch, Generation, Instance, PublicationId, Tag};
+use netbus_proto::class::usb::{self, Outcome, Status, Transfer, UsbRequest};
+use netbus_proto::ids::{ChannelNumber, Epoch, Generation, Instance, PublicationId, Tag};
 use netbus_proto::request::{DeviceError, ErrorKind, MAX_ARGS, MAX_ERROR_TEXT, Request};
 use netbus_proto::sample::{self, Sample};
 use netbus_proto::wire::control::{
@@ -66,6 +67,8 @@ fn the_tables_of_keys_are_those_of_the_code() {
     assert_eq!(rows_of("### OPEN", "resume"), keys_in(&resume));
     let disk = minicbor::to_vec(Geometry { size: 1 << 40, block_size: 512 }).unwrap();
     assert_eq!(keys_of("## Class 1: block"), keys_in(&disk));
+    let device = minicbor::to_vec(usb_device()).unwrap();
+    assert_eq!(keys_of("## Class 2: usb"), keys_in(&device));
 }
 
 #[test]
@@ -101,6 +104,9 @@ fn the_table_of_limits_is_that_of_the_code() {
         ("MAX_QUEUED", lease::MAX_QUEUED as u64),
         ("MAX_IO", block::MAX_IO.into()),
         ("MAX_ZEROES", block::MAX_ZEROES.into()),
+        ("MAX_TRANSFER", usb::MAX_TRANSFER.into()),
+        ("MAX_PACKETS", usb::MAX_PACKETS.into()),
+        ("MAX_ENDPOINTS", usb::MAX_ENDPOINTS as u64),
     ];
     let known = known.map(|(name, value)| (name.to_owned(), value));
     assert_eq!(numbers("## Limits", "limit"), BTreeMap::from(known));
@@ -121,7 +127,8 @@ fn the_table_of_times_is_that_of_the_code() {
 
 #[test]
 fn the_tables_of_classes_and_block_requests_are_those_of_the_code() {
-    let classes = [("control".to_owned(), u64::from(CONTROL.0)), ("block".to_owned(), u64::from(block::CODE.0))];
+    let classes = [("control", CONTROL), ("block", block::CODE), ("usb", usb::CODE)];
+    let classes = classes.map(|(name, code)| (name.to_owned(), u64::from(code.0)));
     assert_eq!(numbers("## Classes", "class"), BTreeMap::from(classes));
 
     let rows = table("## Class 1: block", "request");
@@ -143,22 +150,81 @@ fn the_tables_of_classes_and_block_requests_are_those_of_the_code() {
 }
 
 #[test]
+fn the_tables_of_usb_requests_and_statuses_are_those_of_the_code() {
+    let rows = table("## Class 2: usb", "request");
+    let place = usb::Place { number: 1, acknowledged: 0 };
+    let requests = [
+        UsbRequest::Start { usage: 1 },
+        UsbRequest::Transfer(get_descriptor()),
+        UsbRequest::Reset(place),
+        UsbRequest::Cancel { number: 1 },
+    ];
+    assert_eq!(rows.len(), requests.len());
+    for (row, request) in rows.iter().zip(requests) {
+        let request = request.into_request();
+        assert_eq!(row[1..3], [request.op.to_string(), request.args.len().to_string()], "{}", row[0]);
+        assert_eq!(usb::args_len(request.op), Some(request.args.len()));
+    }
+    let known = Status::ALL.iter().map(|status| (format!("{status:?}"), *status as u64));
+    assert_eq!(numbers("## Class 2: usb", "status"), known.collect());
+}
+
+#[test]
 fn the_examples_are_what_they_say() {
     let hello = Hello { lowest: 1, highest: 1, name: "attic".to_owned(), purpose: Some(Purpose::Session) };
     let (header, body) = Control::Hello(hello).encode(Tag(0));
     assert_eq!(example("HELLO"), [&header.encode()[..], &body].concat());
 
     let write = BlockRequest::Write { offset: 512, data: Bytes::from_static(b"four"), fua: true }.into_request();
-    let message = |flags, body: &[u8]| {
-        let (class, channel, epoch) = (ClassCode(1), ChannelNumber(3), Epoch(10));
+    let any = |class, op, flags, body: &[u8]| {
+        let (channel, epoch) = (ChannelNumber(3), Epoch(10));
         let body_len = u32::try_from(body.len()).unwrap();
-        let header = Header { class, op: write.op, flags, channel, body_len, epoch, tag: Tag(7) };
+        let header = Header { class, op, flags, channel, body_len, epoch, tag: Tag(7) };
         [&header.encode()[..], body].concat()
     };
+    let message = |flags, body: &[u8]| any(block::CODE, write.op, flags, body);
     assert_eq!(example("WRITE"), message(Flags::NONE, &[&write.args[..], &write.data].concat()));
     assert_eq!(example("WRITE reply"), message(Flags::REPLY, &[]));
     let error = DeviceError::new(ErrorKind::NoSpace, "Full.");
     assert_eq!(example("WRITE error"), message(Flags::ERROR, &error.encode()));
+
+    let transfer = UsbRequest::Transfer(get_descriptor()).into_request();
+    assert_eq!(example("TRANSFER"), any(usb::CODE, transfer.op, Flags::NONE, &transfer.args));
+    let reply = example("TRANSFER reply");
+    let payload = Bytes::copy_from_slice(&reply[HEADER_LEN..]);
+    assert_eq!(reply, any(usb::CODE, transfer.op, Flags::REPLY, &payload));
+    let outcome = Outcome::decode(Some(&get_descriptor()), payload).unwrap();
+    assert_eq!((outcome.number, outcome.status, outcome.actual), (2, Status::Done, 18));
+}
+
+fn usb_device() -> usb::Description {
+    usb::Description {
+        speed: usb::Speed::High,
+        vendor: 0x05ac,
+        product: 0x1209,
+        release: 1,
+        class: [0; 3],
+        configurations: 1,
+        configuration: 1,
+        name: "Apple iPod".to_owned(),
+        interfaces: vec![8, 6, 0x50],
+        endpoints: vec![0x81, 2, 2, 2],
+    }
+}
+
+/// Asks for the device descriptor, as the document's example does.
+fn get_descriptor() -> Transfer {
+    Transfer {
+        place: usb::Place { number: 2, acknowledged: 1 },
+        endpoint: usb::IN,
+        kind: usb::Kind::Control,
+        short_not_ok: false,
+        zero_packet: false,
+        length: 18,
+        setup: [0x80, 6, 0, 1, 0, 0, 18, 0],
+        packets: Vec::new(),
+        data: Bytes::new(),
+    }
 }
 
 fn resume() -> Resume {

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use netbus_proto::class::block::{BlockRequest, Geometry};
+use netbus_proto::class::usb::{Outcome, UsbRequest};
 use netbus_proto::request::{Access, DeviceError, MAX_ERROR_TEXT, Request};
 use netbus_proto::wire::{Control, HEADER_LEN, Header};
 
@@ -52,6 +53,29 @@ pub fn block_request(bytes: &[u8]) {
         }
     }
     assert_eq!(block.into_request(), request);
+}
+
+/// A USB request and the payload of its answer: operation, length of the device-specific header, that header, length of the
+/// request's payload in 2 bytes, that payload, the answer's. What is read is written as the same request, and an outcome as
+/// one that reads the same.
+pub fn usb_request(bytes: &[u8]) {
+    let [op, args_len, rest @ ..] = bytes else {
+        return;
+    };
+    let (args, rest) = rest.split_at(usize::from(*args_len).min(rest.len()));
+    let Some((length, rest)) = rest.split_first_chunk::<2>() else {
+        return;
+    };
+    let (data, answer) = rest.split_at(usize::from(u16::from_be_bytes(*length)).min(rest.len()));
+    let request = Request { op: *op, args: Bytes::copy_from_slice(args), data: Bytes::copy_from_slice(data) };
+    let Ok(usb) = UsbRequest::parse(&request) else {
+        return;
+    };
+    let transfer = if let UsbRequest::Transfer(transfer) = &usb { Some(transfer) } else { None };
+    if let Ok(outcome) = Outcome::decode(transfer, Bytes::copy_from_slice(answer)) {
+        assert_eq!(Outcome::decode(transfer, outcome.encode()), Ok(outcome));
+    }
+    assert_eq!(usb.into_request(), request);
 }
 
 /// The body of an error reply. What is read is written as a body that reads the same.
