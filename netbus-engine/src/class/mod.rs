@@ -198,6 +198,9 @@ pub struct ClassPolicy {
     pub replay: bool,
     /// How long an attachment waits without a backend before it faults; `None` waits for ever.
     pub park_for: Option<Duration>,
+    /// Whether a frontend is of one life of its device alone: it is taken away when the device has gone or `park_for` is
+    /// over, and made anew when the device is there again. Else it outlives its devices.
+    pub replug: bool,
     /// Requests in flight per attachment.
     pub max_requests: usize,
     /// Payload bytes in flight per attachment.

@@ -146,6 +146,10 @@ pub(crate) enum Input {
         key: Key,
         result: subscriber::TakenDown,
     },
+    /// A frontend is gone with its device.
+    PluggedOut {
+        key: Key,
+    },
     NodeFound {
         key: Key,
         result: Result<Option<Box<dyn Frontend>>, PresentError>,
@@ -452,6 +456,7 @@ impl Engine {
             Input::TakenDown { key, result } => {
                 self.subscriber.taken_down(&self.core, key, result, &self.peers.sessions());
             }
+            Input::PluggedOut { key } => self.subscriber.plugged_out(&self.core, key, &self.peers.sessions()),
             Input::NodeFound { key, result } => self.subscriber.node_found(&self.core, key, result),
             Input::LinkGranted { key, attempt, result } => {
                 self.subscriber.link_granted(&self.core, key, attempt, result, &self.peers.sessions());

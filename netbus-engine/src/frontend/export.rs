@@ -48,12 +48,6 @@ impl Export {
     pub fn new(class: Arc<dyn DeviceClass>, epoch: Epoch, attachment: Attachment, frames: FrameSender) -> Self {
         Self { class, epoch, attachment, frames, fenced: Arc::new(AtomicBool::new(false)) }
     }
-
-    /// Resolves when no request of the lease is at the device. None is lost; the caller knows that none comes.
-    pub async fn finish(&self) {
-        self.attachment.drain(false).await;
-        self.fenced.store(true, Ordering::Release);
-    }
 }
 
 impl Exported for Export {

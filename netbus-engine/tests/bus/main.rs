@@ -9,6 +9,7 @@ mod disk;
 mod gate;
 mod latency;
 mod machine;
+mod replugging;
 mod shelf;
 mod slate;
 mod unplugged;

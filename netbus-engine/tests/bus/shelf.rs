@@ -87,7 +87,7 @@ impl DeviceClass for ShelfClass {
     }
 
     fn policy(&self) -> ClassPolicy {
-        ClassPolicy { replay: true, park_for: None, max_requests: 8, max_bytes: 64 * 1024 }
+        ClassPolicy { replay: true, park_for: None, replug: false, max_requests: 8, max_bytes: 64 * 1024 }
     }
 
     fn scan(&self, _known: &[Identity]) -> Vec<LocalDevice> {

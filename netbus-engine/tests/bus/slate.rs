@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -30,6 +31,8 @@ const FLUSH: u8 = 3;
 pub(crate) struct SlateClass {
     device: Arc<Mutex<Device>>,
     hands: ShelfClass,
+    /// How long the device may be away before its frontend goes; `None` if it outlives the device.
+    replug_after: Arc<Mutex<Option<Duration>>>,
 }
 
 struct Device {
@@ -112,6 +115,20 @@ impl SlateClass {
         self.hands.queue(node)
     }
 
+    /// The nodes that exist now.
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        self.hands.nodes()
+    }
+
+    /// From now on a frontend is of one life of the device, and waits for it no longer than this.
+    pub(crate) fn set_replug_after(&self, time: Duration) {
+        *self.replug_after.lock().unwrap() = Some(time);
+    }
+
+    fn replug_after(&self) -> Option<Duration> {
+        *self.replug_after.lock().unwrap()
+    }
+
     fn presence(&self, life: u8) -> Presence {
         let device = Arc::clone(&self.device);
         Arc::new(move || {
@@ -189,7 +206,8 @@ impl DeviceClass for SlateClass {
     }
 
     fn policy(&self) -> ClassPolicy {
-        ClassPolicy { replay: true, park_for: None, max_requests: 8, max_bytes: 64 * 1024 }
+        let park_for = self.replug_after();
+        ClassPolicy { replay: true, park_for, replug: park_for.is_some(), max_requests: 8, max_bytes: 64 * 1024 }
     }
 
     fn scan(&self, _known: &[Identity]) -> Vec<LocalDevice> {

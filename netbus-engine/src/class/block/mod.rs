@@ -61,7 +61,7 @@ impl DeviceClass for BlockClass {
     }
 
     fn policy(&self) -> ClassPolicy {
-        ClassPolicy { replay: true, park_for: None, max_requests: 128, max_bytes: 16 * 1024 * 1024 }
+        ClassPolicy { replay: true, park_for: None, replug: false, max_requests: 128, max_bytes: 16 * 1024 * 1024 }
     }
 
     fn scan(&self, known: &[Identity]) -> Vec<LocalDevice> {

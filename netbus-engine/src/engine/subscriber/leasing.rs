@@ -105,6 +105,9 @@ impl Subscriber {
         }
         let read_only = subscription.stored.read_only || grant.read_only;
         subscription.stored.read_only = read_only;
+        if class.policy().replug && subscription.is_of_another_life(instance) {
+            subscription.unplug(core, key, "The device was plugged in anew at its host");
+        }
         let attachment = subscription.attachment.get_or_insert_with(|| {
             let log = class.flush().map(LogPolicy::new);
             let patience = subscription.stored.give_up_after.map(Duration::from_secs);
@@ -146,6 +149,10 @@ impl Subscriber {
             Some(Phase::Faulted(error)) if is_active => {
                 return self.fault(core, key, ApiErrorKind::Refused, &error.text);
             }
+            Some(Phase::Faulted(_)) if subscription.is_replugged(core) => {
+                subscription.unplug(core, key, "Its host was away for too long");
+                return self.tell_state(core, key);
+            }
             Some(Phase::Faulted(_)) => return self.give_up(core, key),
             Some(Phase::Parked { .. }) if is_active => {}
             Some(Phase::Parked { .. } | Phase::Active(_) | Phase::Draining(_)) | None => return,
@@ -174,7 +181,9 @@ impl Subscriber {
         let why = subscription.unplugged_text();
         // Before the attachment lets go: that is no reason to ask for the channel at once.
         subscription.state = State::Waiting { why: why.clone(), retry: subscription.retry_of_lease() };
-        if let Some(attachment) = &subscription.attachment {
+        if subscription.is_replugged(core) {
+            subscription.unplug(core, key, &why);
+        } else if let Some(attachment) = &subscription.attachment {
             attachment.link_lost(epoch);
         }
         if let Some(reply) = subscription.unsubscribing.take() {
@@ -210,6 +219,9 @@ impl Subscriber {
         }
         // A subscription of an earlier life of the daemon has no application yet that could be misled.
         let has_node = subscription.attachment.is_some() || subscription.frontend.is_some();
+        if refusal.reason == Reason::Absent && subscription.is_replugged(core) {
+            subscription.unplug(core, key, &refusal.text);
+        }
         if may_change || (!has_node && refusal.reason == Reason::InUse) {
             let retry = Some(Instant::now() + RETRY_AFTER);
             let why = if has_node && refusal.reason == Reason::Absent {

@@ -9,6 +9,7 @@
 mod ending;
 mod leasing;
 mod linking;
+mod replugging;
 mod sleeping;
 mod subscription;
 
@@ -113,6 +114,9 @@ impl Subscriber {
             let text = format!("This version of Netbus cannot use \"{}\": its kind is unknown here", offer.label);
             return reply.fail(ApiErrorKind::Unavailable, text);
         };
+        if let Some(text) = unfit(class.as_ref(), &how, &offer.name) {
+            return reply.fail(ApiErrorKind::Invalid, text);
+        }
         let way = how.way(class.as_ref()).to_owned();
         if !class.presentations().contains(&way.as_str()) {
             let known = class.presentations().join(", ");
@@ -177,6 +181,9 @@ impl Subscriber {
             State::Linked if !offer.present => subscription.unplugged = true,
             State::Waiting { .. } if !offer.present => {
                 let why = format!("The device behind \"{}\" is not there", offer.label);
+                if subscription.is_replugged(core) {
+                    subscription.unplug(core, key, &why);
+                }
                 subscription.state = State::Waiting { why, retry: subscription.retry_of_lease() };
             }
             State::Waiting { .. } if subscription.is_of_kernel() && !subscription.stored.ended => self.want_link(key),
@@ -328,6 +335,9 @@ impl Subscriber {
             return;
         };
         subscription.work = None;
+        if std::mem::take(&mut subscription.outdated) {
+            return subscription.presented_in_vain(core, key, result.ok());
+        }
         match result {
             Ok(frontend) => {
                 let node = frontend.node();
@@ -453,6 +463,24 @@ impl Subscriber {
         let channel = core.channel_path(key.0, &subscription.stored.channel);
         core.tell(Event::StateChanged { channel, state: subscription.public_state(), error: subscription.error() });
     }
+}
+
+/// Why a channel of this class cannot be used as asked.
+fn unfit(class: &dyn DeviceClass, how: &How, name: &str) -> Option<String> {
+    let policy = class.policy();
+    if !policy.replug {
+        return None;
+    }
+    if how.read_only {
+        return Some(format!("\"{name}\" cannot be used for reading only: leave --read-only out"));
+    }
+    how.give_up_after.map(|_| {
+        let seconds = policy.park_for.unwrap_or_default().as_secs();
+        format!(
+            "\"{name}\" is plugged out by itself when its host was away for {seconds} seconds, and in again when it is \
+             back: leave --give-up-after out"
+        )
+    })
 }
 
 /// Makes the node, in a task of its own.

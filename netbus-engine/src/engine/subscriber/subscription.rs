@@ -57,6 +57,8 @@ pub(in crate::engine) struct Subscription {
     pub(in crate::engine) node: Option<String>,
     /// What is being done to its frontend at this moment, in a task of its own.
     pub(super) work: Option<Work>,
+    /// The frontend that is being presented is for a device that has gone meanwhile.
+    pub(super) outdated: bool,
     /// Since when it is in this state, in seconds since 1970.
     pub(in crate::engine) since: u64,
     /// Who waits for the node.
@@ -76,6 +78,8 @@ pub(super) enum Work {
     Presenting,
     /// It is being taken away.
     TakingDown,
+    /// It is being taken away because its device is gone; the subscription goes on.
+    Unplugging,
 }
 
 #[derive(Clone, Copy)]
@@ -127,6 +131,7 @@ impl Subscription {
             leaving: false,
             node: None,
             work: None,
+            outdated: false,
             since: seconds_since_1970(),
             subscribing: None,
             failed: None,
