@@ -4,6 +4,9 @@
 //! its backend, `check` judges each request a peer sends, `present` gives the subscriber its frontend.
 
 pub mod block;
+mod slug;
+#[cfg(target_os = "linux")]
+pub mod usb;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -212,7 +215,7 @@ pub struct ClassPolicy {
 pub struct LocalDevice {
     /// The class's name.
     pub class: String,
-    /// The name to publish it by: `sda`, `sda1`.
+    /// The name to publish it by: `sda`, `sda1`, `1-1.2`.
     pub name: String,
     /// Where it is: `/dev/sda`.
     pub path: PathBuf,
@@ -220,9 +223,12 @@ pub struct LocalDevice {
     pub model: String,
     /// Serial number or WWN, where there is one.
     pub serial: Option<String>,
-    /// Size in bytes.
+    /// What it is in a word or two, for a class of many kinds: `music player`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Size in bytes; 0 for one that has none.
     pub size: u64,
-    /// Logical block size in bytes.
+    /// Logical block size in bytes; 0 for one that has no blocks.
     pub block_size: u32,
     /// Whether it is made to be carried away.
     pub removable: bool,
@@ -346,7 +352,12 @@ impl Registry {
     /// All classes of this build.
     #[must_use]
     pub fn standard() -> Self {
-        Self::of(vec![Arc::new(block::BlockClass::new())])
+        Self::of(vec![
+            // Knows its devices by exact names, so it is asked before the class that takes a name for that of a file.
+            #[cfg(target_os = "linux")]
+            Arc::new(usb::UsbClass::new()),
+            Arc::new(block::BlockClass::new()),
+        ])
     }
 
     /// Just these classes.

@@ -12,7 +12,7 @@ use crate::project;
 const LINES_A_ROOM_HOLDS: usize = 600;
 
 /// The files that may hold `unsafe` code.
-const UNSAFE_FILES: [&str; 1] = ["helpers/privileged/src/ioctl.rs"];
+const UNSAFE_FILES: [&str; 2] = ["helpers/privileged/src/ioctl.rs", "netbus-engine/src/class/usb/local/transfers.rs"];
 
 /// Everything wrong with the sources of the workspace's members, as a sentence each; what only deserves a look is
 /// printed.

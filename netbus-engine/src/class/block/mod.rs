@@ -26,6 +26,11 @@ use netbus_proto::wire::control::Framing;
 
 #[cfg(target_os = "linux")]
 use self::frontend::{disk::KernelDisk, loop_device::LoopDisk};
+#[cfg(target_os = "linux")]
+pub(in crate::class) use self::scan::{
+    linux::{System, attribute},
+    uses::{DiskBelow, disks_below},
+};
 use super::{
     ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
 };

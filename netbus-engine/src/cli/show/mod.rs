@@ -55,9 +55,13 @@ pub(super) fn devices(devices: &[LocalDevice]) -> String {
         [
             device.name.clone(),
             device.path.display().to_string(),
-            size(device.size),
-            device.block_size.to_string(),
-            words([("removable", device.removable), ("read-only", device.read_only)]),
+            if device.size == 0 { String::new() } else { size(device.size) },
+            if device.block_size == 0 { String::new() } else { device.block_size.to_string() },
+            words([
+                (device.kind.as_deref().unwrap_or_default(), device.kind.is_some()),
+                ("removable", device.removable && device.kind.is_none()),
+                ("read-only", device.read_only),
+            ]),
             device.model.clone(),
             device.used_by.join(", "),
         ]

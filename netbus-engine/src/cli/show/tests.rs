@@ -18,6 +18,7 @@ fn disk(name: &str, size: u64) -> LocalDevice {
         path: format!("/dev/{name}").into(),
         model: "Samsung T7".to_owned(),
         serial: Some("S1".to_owned()),
+        kind: None,
         size,
         block_size: 512,
         removable: false,
@@ -167,13 +168,23 @@ fn devices_are_a_table() {
     let mut stick = disk("sdc", 1_000_204_886_016);
     stick.removable = true;
     stick.read_only = true;
+    let player = LocalDevice {
+        name: "1-2".to_owned(),
+        path: "/dev/bus/usb/001/003".into(),
+        model: "Apple iPod".to_owned(),
+        kind: Some("music player".to_owned()),
+        removable: true,
+        block_size: 0,
+        ..disk("", 0)
+    };
     let system = LocalDevice { used_by: vec!["/".to_owned(), "/boot".to_owned()], ..disk("sda", 4 << 30) };
     let expected = "\
-NAME  PATH      SIZE       SECTOR  KIND                  MODEL       USED BY
-sda   /dev/sda  4.0 GiB    512                           Samsung T7  /, /boot
-sdc   /dev/sdc  931.5 GiB  512     removable, read-only  Samsung T7
+NAME  PATH                  SIZE       SECTOR  KIND                  MODEL       USED BY
+1-2   /dev/bus/usb/001/003                     music player          Apple iPod
+sda   /dev/sda              4.0 GiB    512                           Samsung T7  /, /boot
+sdc   /dev/sdc              931.5 GiB  512     removable, read-only  Samsung T7
 ";
-    assert_eq!(devices(&[system, stick]), expected);
+    assert_eq!(devices(&[player, system, stick]), expected);
 }
 
 #[test]

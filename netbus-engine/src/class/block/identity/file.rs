@@ -12,10 +12,10 @@ use std::time::UNIX_EPOCH;
 use bytes::Bytes;
 use netbus_proto::class::block::Geometry;
 
-use super::slug::slug;
 use super::{Facts, Failures, encode, in_use, start, system};
 use crate::class::block::NAME;
 use crate::class::block::local::Description;
+use crate::class::slug::slug;
 use crate::class::{Identified, Identity, LocalDevice, OpenError, OpenedDevice, Stamp};
 
 /// The value of the fact `kind` of an image file.
@@ -116,6 +116,7 @@ pub(super) fn list(identity: &Identity) -> Option<LocalDevice> {
         name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         model: "Image file".to_owned(),
         serial: None,
+        kind: None,
         size: geometry.size,
         block_size: geometry.block_size,
         removable: false,

@@ -4,7 +4,6 @@
 //! - `file`: image files, on every system.
 //! - `linux`, `portable`: block devices, and what only the system knows of files.
 //! - `instance`: the lives of an opened device.
-//! - `slug`: names made of what people call a device.
 
 mod file;
 mod instance;
@@ -12,7 +11,6 @@ mod instance;
 mod linux;
 #[cfg(not(target_os = "linux"))]
 mod portable;
-mod slug;
 
 use std::collections::BTreeMap;
 use std::fs;

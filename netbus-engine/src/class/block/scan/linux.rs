@@ -21,18 +21,18 @@ pub(in crate::class::block) fn scan() -> Vec<LocalDevice> {
 
 /// Where the system's own file systems are.
 #[derive(Clone, Debug)]
-pub(in crate::class::block) struct System {
+pub(in crate::class) struct System {
     /// Root of sysfs.
-    pub(in crate::class::block) sys: PathBuf,
+    pub(in crate::class) sys: PathBuf,
     /// Root of procfs.
-    pub(in crate::class::block) proc: PathBuf,
+    pub(in crate::class) proc: PathBuf,
     /// Folder of device nodes.
-    pub(in crate::class::block) dev: PathBuf,
+    pub(in crate::class) dev: PathBuf,
 }
 
 impl System {
     /// Where they are on every Linux system.
-    pub(in crate::class::block) fn live() -> Self {
+    pub(in crate::class) fn live() -> Self {
         Self { sys: "/sys".into(), proc: "/proc".into(), dev: "/dev".into() }
     }
 }
@@ -178,6 +178,7 @@ impl Snapshot {
             path: disk.path.clone(),
             model: self.model(disk),
             serial: whole.serial.clone().or_else(|| whole.wwn.clone()),
+            kind: None,
             size: disk.size,
             block_size: disk.block_size,
             removable: disk.removable,
@@ -188,7 +189,7 @@ impl Snapshot {
 }
 
 /// The text of a file in sysfs or procfs; `None` when it is not there or empty.
-pub(in crate::class::block) fn attribute(folder: &Path, name: &str) -> Option<String> {
+pub(in crate::class) fn attribute(folder: &Path, name: &str) -> Option<String> {
     let bytes = fs::read(folder.join(name)).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');

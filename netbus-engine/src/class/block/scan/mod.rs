@@ -3,11 +3,11 @@
 //! Only disks, partitions and what is built of them are looked for: image files are given by path, on every system.
 
 #[cfg(target_os = "linux")]
-pub(super) mod linux;
+pub(in crate::class) mod linux;
 #[cfg(not(target_os = "linux"))]
 mod portable;
 #[cfg(target_os = "linux")]
-pub(super) mod uses;
+pub(in crate::class) mod uses;
 
 #[cfg(target_os = "linux")]
 pub(super) use linux::scan;

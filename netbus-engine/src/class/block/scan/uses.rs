@@ -17,6 +17,23 @@ pub(in crate::class::block) struct Use {
     pub(in crate::class::block) writes: bool,
 }
 
+/// A disk of a device of another class, such as a USB stick.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::class) struct DiskBelow {
+    /// Its node.
+    pub(in crate::class) path: PathBuf,
+    /// What uses it, or a partition of it, in a few words each.
+    pub(in crate::class) used_by: Vec<String>,
+}
+
+/// The disks whose hardware is below this folder of sysfs.
+pub(in crate::class) fn disks_below(system: &System, folder: &Path) -> Vec<DiskBelow> {
+    let snapshot = Snapshot::take(system);
+    let disks = snapshot.iter().filter(|disk| matches!(disk.kind, Kind::Disk) && disk.folder.starts_with(folder));
+    let told = |disk: &Disk| snapshot.uses(disk).into_iter().map(|usage| usage.what).collect();
+    disks.map(|disk| DiskBelow { path: disk.path.clone(), used_by: told(disk) }).collect()
+}
+
 /// A line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::class::block) struct Mount {

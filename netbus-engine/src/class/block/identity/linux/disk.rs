@@ -12,13 +12,13 @@ use bytes::Bytes;
 use netbus_proto::class::block::Geometry;
 use rustix::fs::ioctl_blksszget;
 
-use super::super::slug::slug;
 use super::super::{Facts, Failures, encode, file, in_use, start};
 use super::facts::{facts, is_known_by};
 use super::node::{claim, refuse_publisher, refuse_strangers};
 use crate::class::block::NAME;
 use crate::class::block::local::Description;
 use crate::class::block::scan::linux::{Disk, Kind, Snapshot, System, attribute};
+use crate::class::slug::slug;
 use crate::class::{Identified, Identity, OpenError, OpenedDevice, Stamp};
 
 /// How long a disk that was unplugged may still be listed. The kernel fails its requests first, and takes it down then.

@@ -4,7 +4,7 @@
 const LIMIT: usize = 64;
 
 /// A name of the form `[A-Za-z0-9_-]{1,64}` that resembles `text`; `fallback` when nothing of it can be kept.
-pub(super) fn slug(text: &str, fallback: &str) -> String {
+pub(in crate::class) fn slug(text: &str, fallback: &str) -> String {
     let mut slug = String::new();
     for c in text.chars() {
         let kept = if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
