@@ -63,4 +63,17 @@ pub trait Helper1 {
     /// number (`diskseq`). polkit judges `org.netbus.helper.open-removable` or `org.netbus.helper.open-system`.
     #[zbus(allow_interactive_auth)]
     fn open_device(&self, major: u32, minor: u32, sequence: u64, writable: bool) -> Result<OwnedFd, Error>;
+
+    /// Plugs a USB device in: the kernel's virtual host controller speaks USB/IP over the socket, one of a connected pair
+    /// of unix stream sockets. `speed` is the kernel's number for it: 1 low, 2 full, 3 high, 5 super. Gives the folder in
+    /// sysfs where the device will appear. polkit judges `org.netbus.helper.attach`. The caller may close its copy of the
+    /// socket afterwards; the device is unplugged when the other end is closed, and the helper has no more to do with it.
+    #[zbus(allow_interactive_auth)]
+    fn attach_usb(&self, socket: Fd<'_>, speed: u32) -> Result<String, Error>;
+
+    /// Opens the node of the USB device at this address of a bus for reading and writing, for this process alone. Hubs and
+    /// devices of other machines are refused, and one of which something is mounted or claimed. polkit judges
+    /// `org.netbus.helper.open-removable` for what a person carries, else `org.netbus.helper.open-system`.
+    #[zbus(allow_interactive_auth)]
+    fn open_usb(&self, bus: u8, address: u8) -> Result<OwnedFd, Error>;
 }

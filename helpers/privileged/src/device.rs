@@ -81,23 +81,9 @@ impl Device {
     /// # Errors
     /// [`Error::InUse`] if somebody has; [`Error::Changed`] if another disk is there by now.
     pub(crate) fn open(&self, writable: bool) -> Result<OwnedFd, Error> {
-        let device = self.open_node(writable).map_err(|error| self.refusal(&error))?;
+        let device = open_claimed(self.major, self.minor, writable).map_err(|error| self.refusal(&error))?;
         self.check_sequence(ioctl::disk_sequence(&device).ok())?;
         Ok(device.into())
-    }
-
-    fn open_node(&self, writable: bool) -> io::Result<File> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let mut private_dir = fs::DirBuilder::new();
-        private_dir.recursive(true).mode(0o700).create(PRIVATE_DIR)?;
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let node = Path::new(PRIVATE_DIR).join(format!("{}-{count}", std::process::id()));
-        let number = rustix::fs::makedev(self.major, self.minor);
-        rustix::fs::mknodat(CWD, &node, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, number)?;
-        let flags = (OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
-        let device = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(&node);
-        fs::remove_file(&node)?;
-        device
     }
 
     fn check_sequence(&self, found: Option<u64>) -> Result<(), Error> {
@@ -130,13 +116,32 @@ impl Device {
     }
 }
 
+/// Opens a block device and claims it, by a node that is there for that moment alone.
+///
+/// # Errors
+/// Those of the system; `EBUSY` if somebody else has claimed it.
+pub(crate) fn open_claimed(major: u32, minor: u32, writable: bool) -> io::Result<File> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut private_dir = fs::DirBuilder::new();
+    private_dir.recursive(true).mode(0o700).create(PRIVATE_DIR)?;
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let node = Path::new(PRIVATE_DIR).join(format!("{}-{count}", std::process::id()));
+    let number = rustix::fs::makedev(major, minor);
+    rustix::fs::mknodat(CWD, &node, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, number)?;
+    let flags = (OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+    let device = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(&node);
+    fs::remove_file(&node)?;
+    device
+}
+
 /// Removes nodes that were left when this program was killed while it opened one.
 pub(crate) fn sweep() {
     // There are none, as a rule.
     drop(fs::remove_dir_all(PRIVATE_DIR));
 }
 
-fn attribute(folder: &Path, name: &str) -> Option<String> {
+/// An attribute of a device in sysfs, without the end of its line.
+pub(crate) fn attribute(folder: &Path, name: &str) -> Option<String> {
     fs::read_to_string(folder.join(name)).ok().map(|text| text.trim_end().to_owned())
 }
 

@@ -12,7 +12,8 @@
 //!   [`devices`] is what there is of them, [`links`] where people find it, in `/dev/netbus`.
 //! - [`release`]: the end of all disks, and what is [mounted](`mounts`) of them.
 //! - [`socket`]: which descriptors the kernel is given.
-//! - [`device`]: raw devices for publishers.
+//! - [`vhci`]: USB devices for subscribers.
+//! - [`device`]: raw block devices for publishers; [`usb`]: USB devices for them.
 //! - [`memory`]: which is kept while a disk is there.
 //! - [`manager`]: what systemd is told.
 //! - [`ioctl`]: all `unsafe` code.
@@ -50,6 +51,10 @@ mod release;
 mod service;
 #[cfg(target_os = "linux")]
 mod socket;
+#[cfg(target_os = "linux")]
+mod usb;
+#[cfg(target_os = "linux")]
+mod vhci;
 
 /// Does what the first word says; without one, serves.
 #[cfg(target_os = "linux")]

@@ -15,6 +15,8 @@ use crate::authority::{self, Action};
 use crate::device::Device;
 use crate::disks::Disks;
 use crate::log;
+use crate::usb::UsbDevice;
+use crate::vhci::{Controllers, Speed};
 
 /// Calls under way, and when the last one ended.
 #[derive(Clone, Debug)]
@@ -52,12 +54,13 @@ impl Drop for Call {
 /// The object on the bus.
 pub(crate) struct Service {
     disks: Arc<Disks>,
+    controllers: Arc<Controllers>,
     activity: Activity,
 }
 
 impl Service {
     pub(crate) fn new(activity: Activity) -> Self {
-        Self { disks: Arc::default(), activity }
+        Self { disks: Arc::default(), controllers: Arc::default(), activity }
     }
 }
 
@@ -180,6 +183,38 @@ impl Service {
         authority::check(connection, &header, action, device.name()).await?;
         let opened = blocking::unblock(move || device.open(writable)).await;
         told(&format!("User {owner} opens the device {major}:{minor}"), opened.map(OwnedFd::from))
+    }
+
+    async fn attach_usb(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        socket: OwnedFd,
+        speed: u32,
+    ) -> Result<String, Error> {
+        let _call = self.activity.begin();
+        let speed = Speed::new(speed)?;
+        let owner = authority::user(connection, &header).await?;
+        authority::check(connection, &header, Action::Attach, "a USB device").await?;
+        let controllers = Arc::clone(&self.controllers);
+        let place = blocking::unblock(move || controllers.attach(socket, speed)).await;
+        told(&format!("User {owner} plugs a USB device in"), place)
+    }
+
+    async fn open_usb(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        bus: u8,
+        address: u8,
+    ) -> Result<OwnedFd, Error> {
+        let _call = self.activity.begin();
+        let owner = authority::user(connection, &header).await?;
+        let device = UsbDevice::find(bus, address)?;
+        let action = if device.is_carried() { Action::OpenRemovable } else { Action::OpenSystem };
+        authority::check(connection, &header, action, device.name()).await?;
+        let opened = blocking::unblock(move || device.open()).await;
+        told(&format!("User {owner} opens the USB device {address} of bus {bus}"), opened.map(OwnedFd::from))
     }
 }
 

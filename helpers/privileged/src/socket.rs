@@ -1,4 +1,5 @@
-//! What the kernel may be given as the other end of a disk: a connected TCP socket.
+//! What the kernel may be given as the other end: of a disk, a connected TCP socket; of a USB device, one of a pair of unix
+//! sockets.
 
 use std::os::fd::AsFd;
 
@@ -33,12 +34,33 @@ pub(crate) fn check(socket: impl AsFd) -> Result<(), Error> {
         .map_err(|error| Error::Failed(format!("The socket cannot be prepared: {error}")))
 }
 
+/// Checks a descriptor that came from a caller, and prepares it for the kernel.
+///
+/// # Errors
+/// [`Error::Invalid`] for anything but a connected unix stream socket.
+pub(crate) fn check_unix(socket: impl AsFd) -> Result<(), Error> {
+    let socket = socket.as_fd();
+    let refuse = |what: &str| Err(Error::Invalid(format!("The descriptor is {what}, not a connected unix socket")));
+    let Ok(kind) = sockopt::socket_type(socket) else { return refuse("no socket") };
+    if kind != SocketType::STREAM || sockopt::socket_domain(socket) != Ok(AddressFamily::UNIX) {
+        return refuse("a socket of another kind");
+    }
+    // The other end of a pair has no name, and the kernel has nothing but that to say of it.
+    if rustix::net::getpeername(socket).is_err() {
+        return refuse("not connected");
+    }
+    // The kernel would take the end of a wait for that of the device.
+    sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, None)
+        .and_then(|()| sockopt::set_socket_timeout(socket, sockopt::Timeout::Send, None))
+        .map_err(|error| Error::Failed(format!("The socket cannot be prepared: {error}")))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::fs::File;
     use std::net::{TcpListener, TcpStream, UdpSocket};
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     use super::*;
 
@@ -66,5 +88,26 @@ mod tests {
         assert!(refusal(check(&datagrams)).contains("another kind"));
         let (unix, _other) = UnixStream::pair().unwrap();
         assert!(refusal(check(&unix)).contains("another kind"));
+    }
+
+    #[test]
+    fn the_kernel_gets_no_usb_device_but_a_connected_unix_stream() {
+        let (ours, _other) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        check_unix(&ours).unwrap();
+        assert_eq!(ours.read_timeout().unwrap(), None);
+        let refusal = |result: Result<(), Error>| match result {
+            Err(Error::Invalid(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(refusal(check_unix(File::open("/dev/null").unwrap())).contains("no socket"));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(refusal(check_unix(&stream)).contains("another kind"));
+        let (datagrams, _other) = UnixDatagram::pair().unwrap();
+        assert!(refusal(check_unix(&datagrams)).contains("another kind"));
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
+        assert!(refusal(check_unix(&listener)).contains("not connected"));
     }
 }

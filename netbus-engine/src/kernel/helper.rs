@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use netbus_helper_interface::disk::{DiskRequest, Identifier, Node};
 use netbus_helper_interface::error::Error;
@@ -133,6 +134,26 @@ impl Helper {
         writable: bool,
     ) -> Result<File, HelperError> {
         let device = self.proxy.open_device(major, minor, sequence, writable).await?;
+        Ok(File::from(OwnedFd::from(device)))
+    }
+
+    /// Plugs a USB device in: the kernel speaks USB/IP over `socket`, one of a pair, until the other one is closed. `speed`
+    /// is the kernel's number for it: 1, 2, 3 or 5. Gives where the device will appear in sysfs. polkit may ask the user
+    /// for a password first, so that it may take minutes.
+    ///
+    /// # Errors
+    /// [`HelperError`].
+    pub async fn attach_usb(&self, socket: impl AsFd, speed: u32) -> Result<PathBuf, HelperError> {
+        Ok(self.proxy.attach_usb(Fd::from(socket.as_fd()), speed).await?.into())
+    }
+
+    /// Opens the node of a USB device for reading and writing. polkit may ask the user for a password first, so that it may
+    /// take minutes.
+    ///
+    /// # Errors
+    /// [`HelperError`]; [`HelperError::InUse`] names what of it is mounted or claimed.
+    pub async fn open_usb(&self, bus: u8, address: u8) -> Result<File, HelperError> {
+        let device = self.proxy.open_usb(bus, address).await?;
         Ok(File::from(OwnedFd::from(device)))
     }
 }

@@ -92,6 +92,31 @@ fn a_disk_of_another_sequence_number_is_refused_before_polkit_is_asked() {
 }
 
 #[test]
+fn a_usb_device_is_plugged_in_by_those_who_may_and_is_a_unix_socket() {
+    let Some(bus) = Bus::new() else { return };
+    let client = bus.connect();
+    let helper = proxy(&client);
+    let refused = helper.attach_usb(null(), 3);
+    assert!(matches!(&refused, Err(Error::Unsupported(text)) if text.contains("polkit")), "{refused:?}");
+    let polkit = bus.polkit((false, false));
+    let refused = helper.attach_usb(null(), 3);
+    assert!(matches!(refused, Err(Error::Denied(_))), "{refused:?}");
+    assert_eq!(polkit.asked()[0].action, names::ATTACH);
+    drop(polkit);
+    let polkit = bus.polkit((true, false));
+    let refused = helper.attach_usb(null(), 3);
+    assert!(matches!(&refused, Err(Error::Invalid(text)) if text.contains("socket")), "{refused:?}");
+    let asked = polkit.asked().len();
+    for speed in [0, 4, 6] {
+        assert!(matches!(helper.attach_usb(null(), speed), Err(Error::Invalid(_))));
+    }
+    for (number, address) in [(0, 0), (1, 0), (255, 255)] {
+        assert!(matches!(helper.open_usb(number, address), Err(Error::Absent(_))));
+    }
+    assert_eq!(polkit.asked().len(), asked);
+}
+
+#[test]
 fn polkit_is_never_asked_about_what_belongs_to_the_caller() {
     let Some(bus) = Bus::new() else { return };
     let polkit = bus.polkit((false, false));

@@ -5,6 +5,7 @@
 //! - `local`: the host's backend on an open device.
 
 mod descriptors;
+pub mod frontend;
 mod identity;
 mod kind;
 mod local;

@@ -20,7 +20,7 @@
 mod disk;
 pub(super) mod holders;
 mod mount;
-pub(super) mod mountinfo;
+pub(crate) mod mountinfo;
 mod node;
 mod ranges;
 

@@ -33,7 +33,7 @@ pub(super) fn mounted_at(path: &Path) -> io::Result<Option<MountedFile>> {
 }
 
 /// Where the block device with this number is mounted.
-pub(in crate::class::block::frontend) fn mounts_of(major: u32, minor: u32) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn mounts_of(major: u32, minor: u32) -> io::Result<Vec<PathBuf>> {
     let (table, number) = (std::fs::read("/proc/self/mountinfo")?, format!("{major}:{minor}"));
     let lines = table.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b' '));
     let of_device = lines.filter_map(|mut fields| {
