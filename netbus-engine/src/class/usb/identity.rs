@@ -21,6 +21,7 @@ use super::scan::{UsbDevice, devices};
 use crate::class::block::System;
 use crate::class::slug::slug;
 use crate::class::{Identified, Identity, OpenError, OpenedDevice};
+use crate::kernel::helper::{Helper, HelperError};
 
 /// What a device is known by.
 type Facts = BTreeMap<String, String>;
@@ -79,7 +80,8 @@ pub(super) fn open(system: &System, identity: &Identity, read_only: bool) -> Res
         device: device.encoded(),
         instance: Instance(instance),
         path: device.path(system),
-        write_through: false,
+        // What a device does with what it was sent is its own matter.
+        write_through: true,
         presence: Arc::new(move || UsbDevice::is_there(&folder, bus, address)),
     })
 }
@@ -175,15 +177,30 @@ fn open_node(system: &System, device: &UsbDevice) -> Result<File, OpenError> {
         Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
             Err(OpenError::Absent(format!("{} was just unplugged", shown(device))))
         }
-        // the helper's
-        Some(Errno::ACCESS | Errno::PERM) => Err(OpenError::Unfit(format!(
-            "{} may not be opened by this user: {} belongs to somebody else. Let a rule of udev give it to you, or run Netbus as a user who may open it",
-            shown(device),
-            path.display()
-        ))),
+        Some(Errno::ACCESS | Errno::PERM) => lend(device).map_err(|error| not_lent(device, error)),
         Some(_) | None => {
             Err(OpenError::System { context: format!("Opening {} failed", path.display()), source: error })
         }
+    }
+}
+
+/// Lets the helper open a device. Blocks, for as long as a password is waited for.
+fn lend(device: &UsbDevice) -> Result<File, HelperError> {
+    futures::executor::block_on(async { Helper::connect().await?.open_usb(device.bus, device.address).await })
+}
+
+fn not_lent(device: &UsbDevice, error: HelperError) -> OpenError {
+    let shown = shown(device);
+    match error {
+        HelperError::InUse(text) => OpenError::InUse(text),
+        HelperError::Absent(_) => OpenError::Absent(format!("{shown} was just unplugged")),
+        HelperError::Missing => OpenError::Unfit(format!(
+            "{shown} may not be opened by this user. Install the package netbus, whose helper may open it"
+        )),
+        HelperError::Unreachable(_)
+        | HelperError::Refused(_)
+        | HelperError::Unsupported(_)
+        | HelperError::Failed(_) => OpenError::Unfit(format!("{shown} may not be opened by this user: {error}")),
     }
 }
 

@@ -3,6 +3,7 @@
 //! - `scan`: what is here; `descriptors`: what a device says of its configurations; `kind`: what people call it.
 //! - `identity`: what a published device is known by, and how it is taken from the kernel's drivers.
 //! - `local`: the host's backend on an open device.
+//! - `frontend`: the device of the subscriber's kernel.
 
 mod descriptors;
 pub mod frontend;
@@ -22,6 +23,7 @@ use netbus_proto::class::usb::{CODE, Description, Outcome, UsbRequest, args_len}
 use netbus_proto::ids::ClassCode;
 use netbus_proto::request::{DeviceError, ErrorKind, Request, Shape};
 
+use self::frontend::UsbFrontend;
 use super::block::System;
 use super::{
     ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
@@ -56,7 +58,13 @@ impl DeviceClass for UsbClass {
     }
 
     fn policy(&self) -> ClassPolicy {
-        ClassPolicy { replay: true, park_for: Some(PATIENCE), max_requests: 256, max_bytes: 16 * 1024 * 1024 }
+        ClassPolicy {
+            replay: true,
+            park_for: Some(PATIENCE),
+            replug: true,
+            max_requests: 2 * frontend::MAX_IN_FLIGHT,
+            max_bytes: 16 * 1024 * 1024,
+        }
     }
 
     fn scan(&self, _known: &[Identity]) -> Vec<LocalDevice> {
@@ -119,11 +127,17 @@ impl DeviceClass for UsbClass {
 
     fn present<'a>(
         &'a self,
-        way: &'a str,
-        _presentation: Presentation,
-        _queue: Queue,
+        _way: &'a str,
+        presentation: Presentation,
+        queue: Queue,
     ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>> {
-        Box::pin(async move { Err(PresentError::Unavailable(format!("A USB device cannot be presented as {way}"))) })
+        Box::pin(async move {
+            let device = description(&presentation.device).map_err(|error| PresentError::System {
+                context: "The USB device cannot be plugged in".to_owned(),
+                source: io::Error::other(error),
+            })?;
+            Ok(Box::new(UsbFrontend::present(presentation, device, queue).await?) as _)
+        })
     }
 
     fn clean_stale(&self, _runtime_dir: &Path) -> io::Result<()> {
