@@ -192,7 +192,7 @@ impl RunFolder {
         fs::create_dir(&path).with_context(|| format!("{} cannot be made anew", path.display()))?;
         // Copies, since a guest that sees a program change while it runs is lost.
         fs::create_dir(path.join("programs"))?;
-        for program in ["netbus", "netbus-helper", "netbus-vm-agent", "netbus-vm-disk"] {
+        for program in ["netbus", "netbus-helper", "netbus-vm-agent", "netbus-vm-disk", "netbus-vm-usb-frontend"] {
             let built = profile_dir.join(program);
             fs::copy(&built, path.join("programs").join(program))
                 .with_context(|| format!("{} is not there: run `cargo build` first", built.display()))?;

@@ -13,6 +13,7 @@
 //! - [`disk`]: a program that serves a disk as a host does, and asks the privileged helper as a daemon does.
 //! - [`helper`]: the privileged helper of a machine, and what it needs.
 //! - [`qmp`]: QEMU's own control socket.
+//! - [`usb_frontend`]: a program that plugs USB devices of its own making in, as a daemon does.
 //! - [`writer`]: an application that writes without end and knows what is safe.
 //! - [`lab`]: the folder of a run, and machines that boot once and are lent to one test after the other.
 //!   `cargo xtask bench --vm` has machines of its own.
@@ -20,6 +21,7 @@
 pub mod agent;
 pub mod daemon;
 pub mod disk;
+pub mod gadget;
 pub mod helper;
 pub mod initramfs;
 pub mod kernel;
@@ -27,6 +29,7 @@ pub mod lab;
 pub mod machine;
 pub mod qmp;
 pub mod switch;
+pub mod usb_frontend;
 pub mod writer;
 
 pub use lab::{PACKAGE, Pair, can_run, on_an_installed_machine, on_two_machines, on_two_machines_alone};

@@ -26,8 +26,13 @@ const LAYERS: [Layer; 8] = [
     },
     Layer { name: "netbus-engine", workspace: &["netbus-proto", "netbus-helper-interface"], outside: None },
     Layer { name: "netbus-lan-tests", workspace: &["netbus-proto", "netbus-engine"], outside: None },
-    // Knows Netbus by its programs, and by the words that they are spoken to with.
-    Layer { name: "netbus-vm-tests", workspace: &["netbus-lan-tests", "netbus-helper-interface"], outside: None },
+    // Knows Netbus by its programs, and by the words that they are spoken to with. A part of it plugs USB devices in, with
+    // what the daemon does that.
+    Layer {
+        name: "netbus-vm-tests",
+        workspace: &["netbus-proto", "netbus-engine", "netbus-lan-tests", "netbus-helper-interface"],
+        outside: None,
+    },
     // Its machines are those of the tests. A part of it stands for a host.
     Layer {
         name: "netbus-bench",

@@ -6,6 +6,13 @@ for process in /proc/[0-9]*; do
     [ -e "$process/exe" ] && [ "$id" != 1 ] && [ "$id" != "$agent" ] && [ "$id" != $$ ] && [ "$id" != $PPID ] &&
         kill -KILL "$id" 2>/dev/null
 done
+# Virtual USB devices are unplugged, and what they were made of goes.
+for gadget in /sys/kernel/config/usb_gadget/*; do
+    [ -e "$gadget" ] || continue
+    [ -z "$(cat "$gadget/UDC")" ] || echo >"$gadget/UDC" || exit 1
+    rm "$gadget"/configs/c.1/*.0 && rmdir "$gadget/configs/c.1" "$gadget"/functions/*.0 "$gadget/strings/0x409" "$gadget" ||
+        exit 1
+done
 # What was mounted last goes first.
 tac /proc/mounts | while read -r _ place _; do
     grep -qxF "$place" /run/boot-mounts || umount "$(printf '%b' "$place")" || exit 1

@@ -16,3 +16,5 @@ mod partitions;
 mod rig;
 mod scene;
 mod unplugged;
+mod usb;
+mod usb_frontend;

@@ -1,0 +1,91 @@
+//! USB devices that a machine makes for itself: gadgets of the kernel on a virtual controller, which it finds like any others.
+
+use crate::machine::Machine;
+use crate::wait_for;
+
+/// Makes a gadget and plugs it in.
+const GADGET: &str = include_str!("guest/gadget.sh");
+
+/// The serial number of every gadget.
+pub const SERIAL: &str = "000A27001A2B3C4D";
+
+/// A USB device that plays a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gadget {
+    /// A music player whose music is on a disk with a FAT file system.
+    Ipod,
+    /// The kernel's device for tests ("gadget zero"): one endpoint gives a pattern without end, one takes it.
+    Pattern,
+}
+
+impl Gadget {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ipod => "ipod",
+            Self::Pattern => "pattern",
+        }
+    }
+
+    fn variables(self) -> &'static str {
+        match self {
+            Self::Ipod => {
+                "VENDOR=0x05ac PRODUCT=0x1209 MAKER='Apple Inc.' MODEL=iPod FUNCTION=mass_storage \
+                 SETTINGS='lun.0/removable=1 lun.0/file=/run/netbus/ipod.img'"
+            }
+            Self::Pattern => {
+                "VENDOR=0x0525 PRODUCT=0xa4a0 MAKER=Linux MODEL=Zero FUNCTION=SourceSink SETTINGS='pattern=1'"
+            }
+        }
+    }
+}
+
+impl Machine {
+    /// Makes a gadget and plugs it into one of two controllers; gives its place, as `netbus devices` names it.
+    ///
+    /// # Errors
+    /// When the kernel does not make it or does not see it.
+    pub fn add_gadget(&self, gadget: Gadget, controller: u8) -> anyhow::Result<String> {
+        if gadget == Gadget::Ipod {
+            self.run("truncate -s 16M /run/netbus/ipod.img && mkfs.vfat /run/netbus/ipod.img >/dev/null")?;
+        }
+        let (name, variables) = (gadget.name(), gadget.variables());
+        self.run(&format!("NAME={name} CONTROLLER={controller} SERIAL={SERIAL} {variables}\n{GADGET}"))?;
+        self.place_of_gadget(controller)
+    }
+
+    /// Pulls a gadget out.
+    ///
+    /// # Errors
+    /// When it is not in.
+    pub fn pull_gadget(&self, gadget: Gadget) -> anyhow::Result<()> {
+        self.run(&format!("echo >/sys/kernel/config/usb_gadget/{}/UDC", gadget.name())).map(drop)
+    }
+
+    /// Plugs a gadget that was pulled out in again, perhaps elsewhere; gives its place.
+    ///
+    /// # Errors
+    /// When the kernel does not see it.
+    pub fn plug_gadget(&self, gadget: Gadget, controller: u8) -> anyhow::Result<String> {
+        self.run(&format!("echo dummy_udc.{controller} >/sys/kernel/config/usb_gadget/{}/UDC", gadget.name()))?;
+        self.place_of_gadget(controller)
+    }
+
+    /// The driver of the first interface of the USB device at a place; empty without one.
+    ///
+    /// # Errors
+    /// When the machine does not answer.
+    pub fn driver_at(&self, place: &str) -> anyhow::Result<String> {
+        let script = format!("basename \"$(readlink '/sys/bus/usb/devices/{place}:1.0/driver')\"");
+        Ok(self.run(&script)?.trim().to_owned())
+    }
+
+    /// Waits until the gadget in this controller is configured.
+    fn place_of_gadget(&self, controller: u8) -> anyhow::Result<String> {
+        let script = format!(
+            "for device in /sys/devices/platform/dummy_hcd.{controller}/usb*/*-1; do
+                [ \"$(cat $device/serial)\" = {SERIAL} ] && [ -d $device:1.0 -o -d $device/*:1.0 ] && echo ${{device##*/}} && exit
+            done; exit 1"
+        );
+        Ok(wait_for("the gadget is seen", || self.run(&script).map(Some))?.trim().to_owned())
+    }
+}
