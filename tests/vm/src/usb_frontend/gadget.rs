@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -25,6 +26,9 @@ const INTERRUPT_IN: u8 = 0x83;
 
 /// What the input device has to say, once.
 const REPORT: &[u8; 8] = b"netbus!\n";
+
+/// When it says it, once it is listened to: the kernel throws away what comes within 50 ms.
+const REPORT_AFTER: Duration = Duration::from_millis(300);
 
 /// Eight bytes of the maker's own meaning.
 const REPORT_DESCRIPTOR: [u8; 21] = [6, 0, 255, 9, 1, 161, 1, 9, 1, 21, 0, 38, 255, 0, 117, 8, 149, 8, 129, 2, 192];
@@ -158,23 +162,36 @@ impl Gadget {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn transfer(&self, transfer: Transfer, answer: Answer) {
+    fn transfer(self: &Arc<Self>, transfer: Transfer, answer: Answer) {
         let mut state = self.state();
         let result = match transfer.endpoint {
             0 | 0x80 => self.control(transfer.setup),
             BULK_OUT => state.take(&transfer.data),
             BULK_IN => state.give(transfer.length as usize),
-            _ if state.reported => {
-                state.held.insert(transfer.place.number, (transfer, answer));
-                return;
-            }
             _ => {
-                state.reported = true;
-                Some(REPORT.to_vec())
+                let number = transfer.place.number;
+                state.held.insert(number, (transfer, answer));
+                if !std::mem::replace(&mut state.reported, true) {
+                    let gadget = Arc::clone(self);
+                    std::thread::spawn(move || {
+                        std::thread::sleep(REPORT_AFTER);
+                        gadget.end_held(number, Status::Done, REPORT);
+                    });
+                }
+                return;
             }
         };
         let status = if result.is_some() { Status::Done } else { Status::Stall };
         let completion = state.outcome(&transfer, status, &result.unwrap_or_default());
+        drop(state);
+        answer(completion, None);
+    }
+
+    /// Ends a transfer that waits, if it does.
+    fn end_held(&self, number: u64, status: Status, data: &[u8]) {
+        let mut state = self.state();
+        let Some((transfer, answer)) = state.held.remove(&number) else { return };
+        let completion = state.outcome(&transfer, status, data);
         drop(state);
         answer(completion, None);
     }
@@ -272,11 +289,7 @@ impl Accept for Gadget {
             match UsbRequest::parse(&request) {
                 Ok(UsbRequest::Transfer(transfer)) => self.transfer(transfer, answer),
                 Ok(UsbRequest::Cancel { number }) => {
-                    let held = self.state().held.remove(&number);
-                    if let Some((transfer, waiting)) = held {
-                        let completion = self.state().outcome(&transfer, Status::Cancelled, &[]);
-                        waiting(completion, None);
-                    }
+                    self.end_held(number, Status::Cancelled, &[]);
                     answer(Ok(Bytes::new()), None);
                 }
                 Ok(UsbRequest::Start { .. }) => answer(Ok(Bytes::new()), None),

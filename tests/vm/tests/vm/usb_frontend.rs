@@ -3,7 +3,7 @@
 
 use anyhow::{Context, ensure};
 use netbus_vm_tests::helper::{FRIEND, STRANGER};
-use netbus_vm_tests::{Bus, Machine, Pair, on_two_machines, wait_for};
+use netbus_vm_tests::{Bus, Machine, Pair, on_an_installed_machine, on_two_machines, wait_for};
 
 const PRODUCTS: &str = "cat /sys/bus/usb/devices/*/idProduct | grep -c ^001 || true";
 
@@ -97,12 +97,7 @@ fn usb_devices_are_opened_for_those_who_may() -> anyhow::Result<()> {
         std::fs::write(&image, vec![0; 4 << 20])?;
         let stick = pair.desk.add_disk("stick", &image, Bus::Usb)?;
         let desk = &pair.desk;
-        let device = desk.run(&format!(
-            "device=$(readlink -f /sys/block/{}); while [ ! -e $device/busnum ]; do device=${{device%/*}}; done; \
-             cat $device/busnum $device/devnum",
-            stick.trim_start_matches("/dev/")
-        ))?;
-        let words = format!("open {}", device.split_whitespace().collect::<Vec<_>>().join(" "));
+        let words = open_words(desk, &stick)?;
         ensure!(asked(desk, FRIEND, &words)?.contains(':'));
         refused(desk, STRANGER, &words, "Denied")?;
         // Something of it is in use: mounted, and claimed by swapping.
@@ -124,7 +119,33 @@ fn usb_devices_are_opened_for_those_who_may() -> anyhow::Result<()> {
     })
 }
 
-/// Devices that a program of the desk's friend has plugged in.
+#[test]
+fn the_helper_plugs_in_and_opens_from_within_its_unit() -> anyhow::Result<()> {
+    on_an_installed_machine(|den| {
+        den.befriend()?;
+        let image = den.folder.join("stick.img");
+        std::fs::write(&image, vec![0; 4 << 20])?;
+        let stick = den.add_disk("stick", &image, Bus::Usb)?;
+        let words = open_words(den, &stick)?;
+        ensure!(asked(den, FRIEND, &words)?.contains(':'));
+        den.run(&format!("mkfs.ext4 -q {stick} && mount {stick} /mnt"))?;
+        refused(den, FRIEND, &words, "InUse")?;
+        den.run(&format!("umount /mnt && mkswap {stick} && swapon {stick}"))?;
+        refused(den, FRIEND, &words, "InUse")?;
+        den.run(&format!("swapoff {stick}"))?;
+        den.remove_disk("stick")?;
+        for speed in ["high", "super"] {
+            let plugged = Plugged::start(den, speed, 1)?;
+            let disk = plugged.disk(den)?;
+            den.run(&format!("dd if={disk} of=/dev/null bs=1M iflag=direct"))?;
+            plugged.take_away(den)?;
+            wait_for("it is taken away", || Ok(plugged.log(den)?.contains("taken away").then_some(())))?;
+        }
+        Ok(())
+    })
+}
+
+/// Devices that a program of the machine's friend has plugged in.
 struct Plugged {
     nodes: Vec<String>,
     process: String,
@@ -176,6 +197,16 @@ fn with_a_controller(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> anyh
         pair.desk.run("modprobe -a vhci_hcd usb_storage usbhid hid_generic")?;
         test(pair)
     })
+}
+
+/// How the helper is asked to open the USB device of a disk.
+fn open_words(machine: &Machine, disk: &str) -> anyhow::Result<String> {
+    let numbers = machine.run(&format!(
+        "device=$(readlink -f /sys/block/{}); while [ ! -e $device/busnum ]; do device=${{device%/*}}; done; \
+         cat $device/busnum $device/devnum",
+        disk.trim_start_matches("/dev/")
+    ))?;
+    Ok(format!("open {}", numbers.split_whitespace().collect::<Vec<_>>().join(" ")))
 }
 
 fn ask(desk: &Machine, user: &str, words: &str) -> anyhow::Result<netbus_vm_tests::agent::Reply> {
