@@ -30,7 +30,7 @@ impl Gadget {
         match self {
             Self::Ipod => {
                 "VENDOR=0x05ac PRODUCT=0x1209 MAKER='Apple Inc.' MODEL=iPod FUNCTION=mass_storage \
-                 SETTINGS='lun.0/removable=1 lun.0/file=/run/netbus/ipod.img'"
+                 SETTINGS='stall=1 lun.0/removable=1 lun.0/file=/run/netbus/ipod.img'"
             }
             Self::Pattern => {
                 "VENDOR=0x0525 PRODUCT=0xa4a0 MAKER=Linux MODEL=Zero FUNCTION=SourceSink SETTINGS='pattern=1'"

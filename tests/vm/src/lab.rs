@@ -14,6 +14,10 @@ use crate::kernel::Kernel;
 use crate::machine::{Machine, Parts, System, make_image};
 use crate::{initramfs, switch, wait_for};
 
+/// What runs in guests.
+const PROGRAMS: [&str; 6] =
+    ["netbus", "netbus-helper", "netbus-vm-agent", "netbus-vm-disk", "netbus-vm-usb-backend", "netbus-vm-usb-frontend"];
+
 /// Brings a guest back to the state that it booted into.
 const RESET: &str = include_str!("guest/reset.sh");
 
@@ -192,7 +196,7 @@ impl RunFolder {
         fs::create_dir(&path).with_context(|| format!("{} cannot be made anew", path.display()))?;
         // Copies, since a guest that sees a program change while it runs is lost.
         fs::create_dir(path.join("programs"))?;
-        for program in ["netbus", "netbus-helper", "netbus-vm-agent", "netbus-vm-disk", "netbus-vm-usb-frontend"] {
+        for program in PROGRAMS {
             let built = profile_dir.join(program);
             fs::copy(&built, path.join("programs").join(program))
                 .with_context(|| format!("{} is not there: run `cargo build` first", built.display()))?;

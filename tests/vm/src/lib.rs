@@ -13,6 +13,8 @@
 //! - [`disk`]: a program that serves a disk as a host does, and asks the privileged helper as a daemon does.
 //! - [`helper`]: the privileged helper of a machine, and what it needs.
 //! - [`qmp`]: QEMU's own control socket.
+//! - [`gadget`]: USB devices that a machine makes for itself.
+//! - [`usb_backend`]: a program that uses a USB device as a host does.
 //! - [`usb_frontend`]: a program that plugs USB devices of its own making in, as a daemon does.
 //! - [`writer`]: an application that writes without end and knows what is safe.
 //! - [`lab`]: the folder of a run, and machines that boot once and are lent to one test after the other.
@@ -29,6 +31,7 @@ pub mod lab;
 pub mod machine;
 pub mod qmp;
 pub mod switch;
+pub mod usb_backend;
 pub mod usb_frontend;
 pub mod writer;
 

@@ -26,8 +26,8 @@ const LAYERS: [Layer; 8] = [
     },
     Layer { name: "netbus-engine", workspace: &["netbus-proto", "netbus-helper-interface"], outside: None },
     Layer { name: "netbus-lan-tests", workspace: &["netbus-proto", "netbus-engine"], outside: None },
-    // Knows Netbus by its programs, and by the words that they are spoken to with. A part of it plugs USB devices in, with
-    // what the daemon does that.
+    // Knows Netbus by its programs, and by the words that they are spoken to with. Parts of it plug USB devices
+    // in, and use some, with what the daemon does that.
     Layer {
         name: "netbus-vm-tests",
         workspace: &["netbus-proto", "netbus-engine", "netbus-lan-tests", "netbus-helper-interface"],

@@ -17,4 +17,5 @@ mod rig;
 mod scene;
 mod unplugged;
 mod usb;
+mod usb_backend;
 mod usb_frontend;

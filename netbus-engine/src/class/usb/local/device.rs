@@ -5,9 +5,9 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use netbus_proto::class::usb::{Status, Transfer};
-use rusb::Error;
+use rusb::{Context, DeviceHandle, Error};
 
-use super::transfers::{Ended, FlightId, Transfers};
+use super::transfers::{Ended, FlightId, NotStarted, Transfers};
 use crate::class::usb::descriptors::Layout;
 
 /// A device whose interfaces are ours. Dropped, it is as it was.
@@ -38,7 +38,7 @@ impl Device {
         &self,
         transfer: &Transfer,
         done: impl FnOnce(FlightId, Ended) + Send + 'static,
-    ) -> Result<FlightId, Status> {
+    ) -> Result<FlightId, NotStarted> {
         self.transfers.submit(transfer, done)
     }
 
@@ -99,10 +99,7 @@ impl Device {
     fn change_to(&self, value: u8) -> rusb::Result<()> {
         self.release_all()?;
         let handle = self.transfers.handle();
-        let changed = match value {
-            0 => handle.unconfigure(),
-            _ => handle.set_active_configuration(value),
-        };
+        let changed = set_configuration(handle, value);
         if changed.is_ok() {
             self.configuration.store(value, Ordering::SeqCst);
         }
@@ -136,7 +133,7 @@ impl Device {
             tracing::debug!(%error, "The interfaces of a USB device are not released");
         }
         let handle = self.transfers.handle();
-        if self.configuration() != self.original && handle.set_active_configuration(self.original).is_ok() {
+        if self.configuration() != self.original && set_configuration(handle, self.original).is_ok() {
             // The kernel has bound its drivers by this.
             return;
         }
@@ -159,6 +156,13 @@ impl Drop for Device {
 pub(in crate::class::usb) fn put_back_drivers(node: File, interfaces: &[u8]) -> rusb::Result<()> {
     attach_drivers(&Transfers::open(node)?, interfaces);
     Ok(())
+}
+
+fn set_configuration(handle: &DeviceHandle<Context>, value: u8) -> rusb::Result<()> {
+    match value {
+        0 => handle.unconfigure(),
+        _ => handle.set_active_configuration(value),
+    }
 }
 
 fn attach_drivers(transfers: &Transfers, interfaces: &[u8]) {

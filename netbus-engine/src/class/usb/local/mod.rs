@@ -36,11 +36,17 @@ use netbus_proto::request::{DeviceError, ErrorKind};
 
 pub(super) use self::device::{Device, put_back_drivers};
 use self::journal::{Journal, Verdict};
-use self::transfers::{Ended, FlightId};
+use self::transfers::{Ended, FlightId, NotStarted};
 use crate::backend::{Backend, Ticket};
 
 /// How long cancelled transfers may take to come back before a reset goes on without them: it ends them.
 const CANCELLING_TIME: Duration = Duration::from_secs(5);
+
+/// How long a transfer waits for room in the system before it fails.
+const ROOM_TIME: Duration = Duration::from_secs(5);
+
+/// How long until room is looked for again: transfers of other devices take some as well.
+const ROOM_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Answers requests from a USB device of this machine. Its drop waits until the device is given back.
 pub(super) struct LocalBackend {
@@ -98,6 +104,9 @@ enum Call {
     SetInterface { interface: u8, alternate: u8 },
     ClearHalt(u8),
 }
+
+/// The system has no room for another transfer.
+struct Full;
 
 /// Who gets which answer.
 type Answers = (Vec<Ticket>, Bytes);
@@ -165,18 +174,26 @@ impl LocalBackend {
                 let is_free = state.steps.is_empty() && !state.busy;
                 match task {
                     Task::Transfer(transfer) if is_free => {
-                        state.launch(&self.desk, &self.device, usage, place.number, &transfer)
+                        match state.launch(&self.desk, &self.device, usage, place.number, &transfer) {
+                            Ok(answers) => answers,
+                            Err(Full) => return self.queue(state, usage, place.number, Task::Transfer(transfer)),
+                        }
                     }
                     task @ (Task::Transfer(_) | Task::Call(_)) => {
-                        state.steps.push_back(Step::Perform { usage, number: place.number, task });
-                        self.desk.changed.notify_all();
-                        return;
+                        return self.queue(state, usage, place.number, task);
                     }
                 }
             }
         };
         drop(state);
         answer(answers);
+    }
+
+    /// Leaves a task to the worker.
+    fn queue(&self, mut state: MutexGuard<'_, State>, usage: u64, number: u64, task: Task) {
+        state.steps.push_back(Step::Perform { usage, number, task });
+        drop(state);
+        self.desk.changed.notify_all();
     }
 
     fn give_up(&self, ticket: Ticket, number: u64) {
@@ -251,6 +268,7 @@ impl Drop for LocalBackend {
 impl Desk {
     fn work(self: &Arc<Self>, device: &Arc<Device>) {
         let mut state = self.lock();
+        let mut full_until = None;
         while !state.over {
             let Some(step) = state.steps.pop_front() else {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -258,7 +276,17 @@ impl Desk {
             };
             match step {
                 Step::Perform { usage, number, task: Task::Transfer(transfer) } => {
-                    let answers = state.launch(self, device, usage, number, &transfer);
+                    let answers = match state.launch(self, device, usage, number, &transfer) {
+                        Ok(answers) => answers,
+                        Err(Full) if Instant::now() < *full_until.get_or_insert_with(|| Instant::now() + ROOM_TIME) => {
+                            state.steps.push_front(Step::Perform { usage, number, task: Task::Transfer(transfer) });
+                            let waited = self.changed.wait_timeout(state, ROOM_INTERVAL);
+                            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                            continue;
+                        }
+                        Err(Full) => state.end(usage, number, Ended::without_data(Status::Failed, Some(&transfer))),
+                    };
+                    full_until = None;
                     drop(state);
                     answer(answers);
                     state = self.lock();
@@ -350,7 +378,14 @@ impl Desk {
 
 impl State {
     /// Starts a transfer. Gives who is to be answered if it has ended by that.
-    fn launch(&mut self, desk: &Arc<Desk>, device: &Device, usage: u64, number: u64, transfer: &Transfer) -> Answers {
+    fn launch(
+        &mut self,
+        desk: &Arc<Desk>,
+        device: &Device,
+        usage: u64,
+        number: u64,
+        transfer: &Transfer,
+    ) -> Result<Answers, Full> {
         let told = Arc::downgrade(desk);
         // It may be told at once, and waits then for the lock that our caller holds.
         let started = device.submit(transfer, move |flight, ended| {
@@ -361,9 +396,10 @@ impl State {
         match started {
             Ok(flight) => {
                 self.flights.insert(flight, Flight { usage, number, endpoint: transfer.endpoint });
-                (Vec::new(), Bytes::new())
+                Ok((Vec::new(), Bytes::new()))
             }
-            Err(status) => self.end(usage, number, Ended::without_data(status, Some(transfer))),
+            Err(NotStarted::Full) => Err(Full),
+            Err(NotStarted::Ended(status)) => Ok(self.end(usage, number, Ended::without_data(status, Some(transfer)))),
         }
     }
 

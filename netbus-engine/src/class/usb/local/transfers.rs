@@ -22,8 +22,8 @@ use std::{io, slice};
 use bytes::{Bytes, BytesMut};
 use netbus_proto::class::usb::{Kind, Packet, Status, Transfer};
 use rusb::constants::{
-    LIBUSB_TRANSFER_ADD_ZERO_PACKET, LIBUSB_TRANSFER_CANCELLED, LIBUSB_TRANSFER_COMPLETED, LIBUSB_TRANSFER_NO_DEVICE,
-    LIBUSB_TRANSFER_OVERFLOW, LIBUSB_TRANSFER_STALL,
+    LIBUSB_ERROR_NO_DEVICE, LIBUSB_ERROR_NO_MEM, LIBUSB_TRANSFER_ADD_ZERO_PACKET, LIBUSB_TRANSFER_CANCELLED,
+    LIBUSB_TRANSFER_COMPLETED, LIBUSB_TRANSFER_NO_DEVICE, LIBUSB_TRANSFER_OVERFLOW, LIBUSB_TRANSFER_STALL,
 };
 use rusb::ffi::{self, libusb_iso_packet_descriptor, libusb_transfer};
 use rusb::{Context, DeviceHandle, UsbContext};
@@ -66,6 +66,15 @@ impl Ended {
         let packets = packets.iter().map(|_| Packet { actual: 0, status }).collect();
         Self { status, actual: 0, packets, data: Bytes::new() }
     }
+}
+
+/// Why a transfer has not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotStarted {
+    /// usbfs has a limit for the transfers of all devices together, which is reached now.
+    Full,
+    /// It has ended so.
+    Ended(Status),
 }
 
 /// What is told when a transfer has ended, on the event thread. It must not block.
@@ -134,12 +143,13 @@ impl Transfers {
     /// Starts a transfer. `done` is told how it ends, perhaps before this returns.
     ///
     /// # Errors
-    /// How it ends that could not be started; `done` is not called then.
+    /// [`NotStarted`]; `done` is not called then.
     pub(super) fn submit(
         &self,
         transfer: &Transfer,
         done: impl FnOnce(FlightId, Ended) + Send + 'static,
-    ) -> Result<FlightId, Status> {
+    ) -> Result<FlightId, NotStarted> {
+        const FAILED: NotStarted = NotStarted::Ended(Status::Failed);
         let is_control = transfer.kind == Kind::Control;
         let room = if transfer.is_in() { transfer.length as usize } else { 0 };
         let mut buffer = Vec::with_capacity(SETUP + room.max(transfer.data.len()));
@@ -148,12 +158,12 @@ impl Transfers {
         }
         buffer.extend_from_slice(&transfer.data);
         buffer.resize(buffer.len() + room, 0);
-        let packets = i32::try_from(transfer.packets.len()).map_err(|_| Status::Failed)?;
-        let length = i32::try_from(buffer.len()).map_err(|_| Status::Failed)?;
+        let packets = i32::try_from(transfer.packets.len()).map_err(|_| FAILED)?;
+        let length = i32::try_from(buffer.len()).map_err(|_| FAILED)?;
         // SAFETY: There are no conditions; a failure is a null pointer.
         // JUSTIFICATION: rusb has no asynchronous transfers, and each of the sync ones would need a thread and could not
         // be cancelled.
-        let raw = NonNull::new(unsafe { ffi::libusb_alloc_transfer(packets) }).ok_or(Status::Failed)?;
+        let raw = NonNull::new(unsafe { ffi::libusb_alloc_transfer(packets) }).ok_or(FAILED)?;
         let id = self.open.enter(Raw(raw));
         let mut flight = Box::new(Flight {
             id,
@@ -370,8 +380,12 @@ fn status(code: i32) -> Status {
 }
 
 /// How libusb says that it does not start a transfer.
-fn refusal(code: i32) -> Status {
-    if code == rusb::constants::LIBUSB_ERROR_NO_DEVICE { Status::Gone } else { Status::Failed }
+fn refusal(code: i32) -> NotStarted {
+    match code {
+        LIBUSB_ERROR_NO_MEM => NotStarted::Full,
+        LIBUSB_ERROR_NO_DEVICE => NotStarted::Ended(Status::Gone),
+        _ => NotStarted::Ended(Status::Failed),
+    }
 }
 
 #[cfg(test)]
