@@ -19,6 +19,7 @@ use super::outgoing::{Answers, Outgoing};
 use super::pdu::{self, Asked, Command, Errno, HEADER_LEN, Malformed, Submit};
 use super::transfers::{Confused, Transfers, Unlink};
 use super::translate::translate;
+use crate::buffers::{self, Buffer};
 use crate::frontend::Queue;
 use crate::latency::Lap;
 use crate::outbox::Outbox;
@@ -260,7 +261,13 @@ async fn read_data(reader: &mut (impl AsyncRead + Unpin), length: u32) -> io::Re
         }
         return Ok(Bytes::new());
     }
-    let mut data = BytesMut::zeroed(length as usize);
+    let length = length as usize;
+    if length < buffers::WORTH {
+        let mut data = BytesMut::zeroed(length);
+        reader.read_exact(&mut data).await?;
+        return Ok(data.freeze());
+    }
+    let mut data = Buffer::of(length);
     reader.read_exact(&mut data).await?;
     Ok(data.freeze())
 }
