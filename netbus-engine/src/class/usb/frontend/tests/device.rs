@@ -44,6 +44,8 @@ pub(super) struct State {
     cancelled: Vec<u64>,
     pub(super) started: Vec<u64>,
     pub(super) broken: bool,
+    /// While it is set there is room for nothing but cancellations.
+    pub(super) full: bool,
     outcomes: u64,
 }
 
@@ -173,6 +175,7 @@ impl Accept for FakeDevice {
                 });
                 return;
             }
+            drop(self.state.subscribe().wait_for(|state| !state.full).await);
             if let Some((answer, completion)) = self.with(|state| state.execute(&request, answer)) {
                 answer(completion, None);
             }

@@ -146,6 +146,23 @@ async fn a_transfer_that_waits_for_its_turn_is_forgotten_and_leaves_no_gap() {
 }
 
 #[tokio::test]
+async fn a_transfer_that_is_given_up_while_it_waits_for_room_is_cancelled_once_it_is_sent() {
+    let (mut kernel, device) = plugged_in();
+    device.react(0x81, Reaction::Hold);
+    device.with(|state| state.full = true);
+    kernel.send(&Submitted::bulk_in(1, 4)).await;
+    // What is answered without the device tells that everything before it was read.
+    kernel.unlink(2, 77).await;
+    assert_eq!(kernel.hear().await, Heard::Unlink { seqnum: 2, status: 0 });
+    kernel.unlink(3, 1).await;
+    kernel.unlink(4, 77).await;
+    assert_eq!(kernel.hear().await, Heard::Unlink { seqnum: 4, status: 0 });
+    device.with(|state| state.full = false);
+    assert_eq!(kernel.hear().await, Heard::Unlink { seqnum: 3, status: CONNRESET });
+    assert_eq!(device.cancelled(), [1]);
+}
+
+#[tokio::test]
 async fn packets_go_out_and_come_back_at_their_places() {
     let (mut kernel, device) = plugged_in();
     device.react(
