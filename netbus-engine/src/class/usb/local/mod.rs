@@ -58,7 +58,7 @@ pub(super) struct LocalBackend {
 /// What the threads share. It does not hold the device, so that the event thread never drops it.
 struct Desk {
     state: Mutex<State>,
-    /// Told of each new step, of each transfer that has ended, and of the end.
+    /// Told of each new step, of each transfer that has ended while the worker is at something, and of the end.
     changed: Condvar,
 }
 
@@ -366,8 +366,12 @@ impl Desk {
         let mut state = self.lock();
         let Some(Flight { usage, number, .. }) = state.flights.remove(&flight) else { return };
         let answers = state.end(usage, number, ended);
+        // The worker has no other reason to wait for the ends of transfers.
+        let is_awaited = state.busy || !state.steps.is_empty();
         drop(state);
-        self.changed.notify_all();
+        if is_awaited {
+            self.changed.notify_all();
+        }
         answer(answers);
     }
 
