@@ -1,5 +1,5 @@
 //! The two kernel calls for which no safe function exists: commands to device-mapper, and a disk's sequence number.
-//! All `unsafe` code of the project is here.
+//! All `unsafe` code of the helper is here.
 
 use std::fs::{File, OpenOptions};
 use std::io;

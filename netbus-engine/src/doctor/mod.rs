@@ -114,6 +114,7 @@ pub async fn examine(environment: &Environment) -> Report {
         let modules = modules::check();
         let bus = bus::checks(modules.verdict == Verdict::Ok).await;
         checks.push(modules);
+        checks.push(modules::check_usb());
         checks.extend(bus);
         checks.push(clock::check().await);
     }

@@ -1,11 +1,15 @@
-//! The kernel's modules that disks of its own are made of: there already, or to be loaded by the helper.
+//! The kernel's modules that disks of its own and USB devices are made of: there already, or to be loaded by the helper.
 
 use std::fs;
 use std::path::Path;
 
 use super::{Check, system};
 
+/// What disks take.
 const NEEDED: [&str; 3] = ["nbd", "dm_mod", "tls"];
+
+/// What USB devices of other machines take.
+const CONTROLLER: [&str; 1] = ["vhci_hcd"];
 
 /// How the kernel has a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,14 +19,24 @@ enum Module {
     Missing,
 }
 
-/// Looks for the modules of the running kernel.
+/// Looks for the modules of disks.
 pub(super) fn check() -> Check {
+    look(NEEDED, judge)
+}
+
+/// Looks for the module of USB devices.
+pub(super) fn check_usb() -> Check {
+    look(CONTROLLER, judge_usb)
+}
+
+/// Looks for modules of the running kernel. `judge` also gets whether it has a folder of modules, and its release.
+fn look<const N: usize>(needed: [&str; N], judge: impl FnOnce(&[(&str, Module)], bool, &str) -> Check) -> Check {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim_end();
     let folder = Path::new("/lib/modules").join(release);
     let list = |name| fs::read_to_string(folder.join(name)).unwrap_or_default();
     let (dependencies, built_in) = (list("modules.dep"), list("modules.builtin"));
-    let found = NEEDED.map(|module| {
+    let found = needed.map(|module| {
         let is_loaded = Path::new("/sys/module").join(module).exists();
         (module, state(module, is_loaded, &dependencies, &built_in))
     });
@@ -79,6 +93,20 @@ fn judge(found: &[(&str, Module)], has_folder: bool, release: &str) -> Check {
     Check::warning("modules", text, system::install(&format!("linux-modules-extra-{release}")))
 }
 
+fn judge_usb(found: &[(&str, Module)], has_folder: bool, release: &str) -> Check {
+    if found.iter().all(|(_, state)| *state != Module::Missing) {
+        return Check::ok(
+            "usb",
+            "The kernel has vhci_hcd, so USB devices of other machines can be plugged in.".to_owned(),
+        );
+    }
+    let text = "USB devices of other machines cannot be plugged in: the kernel has no module vhci_hcd.".to_owned();
+    if has_folder {
+        return Check::warning("usb", text, system::install(&format!("linux-modules-extra-{release}")));
+    }
+    Check::warning("usb", text, "start this machine anew; in a container, load it outside: modprobe vhci_hcd")
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Verdict;
@@ -106,6 +134,15 @@ kernel/drivers/md/dm-mod.ko:
         assert_eq!(state("nbd", true, "", ""), Module::Here);
         // Not every name that begins alike.
         assert_eq!(state("nbd", false, "kernel/drivers/block/nbdx.ko:\n", ""), Module::Missing);
+    }
+
+    #[test]
+    fn the_module_of_usb_devices_is_looked_for_by_itself() {
+        let there = judge_usb(&[("vhci_hcd", Module::Loadable)], true, "6.8.0");
+        assert_eq!(there.verdict, Verdict::Ok);
+        let missing = judge_usb(&[("vhci_hcd", Module::Missing)], true, "6.8.0-31-generic");
+        assert_eq!(missing.verdict, Verdict::Warning);
+        assert!(missing.text.ends_with("no module vhci_hcd."), "{}", missing.text);
     }
 
     #[test]

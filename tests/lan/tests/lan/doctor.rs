@@ -31,7 +31,7 @@ fn a_machine_that_is_well_is_told_so_with_and_without_peers() -> anyhow::Result<
     assert_eq!(report["well"], true);
     assert_eq!(check(&report, "daemon")?["remedy"], Value::Null);
     // The rest may be otherwise on another machine, but it is looked at.
-    for name in ["firewall", "modules", "helper", "clock"] {
+    for name in ["firewall", "modules", "usb", "helper", "clock"] {
         check(&report, name)?;
     }
     // Nobody else has been harmed: the daemon goes on.

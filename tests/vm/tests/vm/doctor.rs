@@ -14,6 +14,7 @@ fn the_doctor_knows_what_the_kernels_way_needs_and_starts_no_helper_for_it() -> 
         desk.start_daemon()?;
         let report = doctor(desk)?;
         expect(&report, "modules", "ok", "The kernel has nbd, dm_mod, tls")?;
+        expect(&report, "usb", "ok", "The kernel has vhci_hcd")?;
         expect(&report, "helper", "ok", "starts when it is needed")?;
         expect(&report, "permission", "ok", "This user may have the kernel serve disks.")?;
         expect(&report, "udisks", "ok", "not needed")?;
