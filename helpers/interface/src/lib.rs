@@ -66,7 +66,7 @@ pub trait Helper1 {
 
     /// Plugs a USB device in: the kernel's virtual host controller speaks USB/IP over the socket, one of a connected pair
     /// of unix stream sockets. `speed` is the kernel's number for it: 1 low, 2 full, 3 high, 5 super. Gives the folder in
-    /// sysfs where the device will appear. polkit judges `org.netbus.helper.attach`. The caller may close its copy of the
+    /// sysfs where the device will appear. polkit judges `org.netbus.helper.attach-usb`. The caller may close its copy of the
     /// socket afterwards; the device is unplugged when the other end is closed, and the helper has no more to do with it.
     #[zbus(allow_interactive_auth)]
     fn attach_usb(&self, socket: Fd<'_>, speed: u32) -> Result<String, Error>;

@@ -9,6 +9,9 @@ pub const PATH: &str = "/org/netbus/Helper1";
 /// polkit's action for [`crate::Helper1Proxy::attach`].
 pub const ATTACH: &str = "org.netbus.helper.attach";
 
+/// polkit's action for [`crate::Helper1Proxy::attach_usb`].
+pub const ATTACH_USB: &str = "org.netbus.helper.attach-usb";
+
 /// polkit's action for [`crate::Helper1Proxy::open_device`] on what people plug in and out.
 pub const OPEN_REMOVABLE: &str = "org.netbus.helper.open-removable";
 

@@ -21,6 +21,7 @@ const ALLOW_USER_INTERACTION: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Attach,
+    AttachUsb,
     OpenRemovable,
     OpenSystem,
 }
@@ -29,6 +30,7 @@ impl Action {
     fn name(self) -> &'static str {
         match self {
             Self::Attach => names::ATTACH,
+            Self::AttachUsb => names::ATTACH_USB,
             Self::OpenRemovable => names::OPEN_REMOVABLE,
             Self::OpenSystem => names::OPEN_SYSTEM,
         }

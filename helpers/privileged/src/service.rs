@@ -195,7 +195,7 @@ impl Service {
         let _call = self.activity.begin();
         let speed = Speed::new(speed)?;
         let owner = authority::user(connection, &header).await?;
-        authority::check(connection, &header, Action::Attach, "a USB device").await?;
+        authority::check(connection, &header, Action::AttachUsb, "a USB device").await?;
         let controllers = Arc::clone(&self.controllers);
         let place = blocking::unblock(move || controllers.attach(socket, speed)).await;
         told(&format!("User {owner} plugs a USB device in"), place)

@@ -89,7 +89,7 @@ END"
             "mkdir -p {{/etc,/usr/share}}/polkit-1/rules.d && chmod 755 {{/etc,/usr/share}}/polkit-1/rules.d &&
             cat >{rules} <<'END'
 polkit.addRule(function(action, subject) {{
-    if (['org.netbus.helper.attach', 'org.netbus.helper.open-removable',
+    if (['org.netbus.helper.attach', 'org.netbus.helper.attach-usb', 'org.netbus.helper.open-removable',
          'org.freedesktop.udisks2.filesystem-mount', 'org.freedesktop.udisks2.filesystem-mount-other-seat']
             .indexOf(action.id) >= 0 && subject.user == '{FRIEND}')
         return polkit.Result.YES;

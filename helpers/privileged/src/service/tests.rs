@@ -101,7 +101,7 @@ fn a_usb_device_is_plugged_in_by_those_who_may_and_is_a_unix_socket() {
     let polkit = bus.polkit((false, false));
     let refused = helper.attach_usb(null(), 3);
     assert!(matches!(refused, Err(Error::Denied(_))), "{refused:?}");
-    assert_eq!(polkit.asked()[0].action, names::ATTACH);
+    assert_eq!(polkit.asked()[0].action, names::ATTACH_USB);
     drop(polkit);
     let polkit = bus.polkit((true, false));
     let refused = helper.attach_usb(null(), 3);
