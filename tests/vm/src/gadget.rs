@@ -83,7 +83,9 @@ impl Machine {
     fn place_of_gadget(&self, controller: u8) -> anyhow::Result<String> {
         let script = format!(
             "for device in /sys/devices/platform/dummy_hcd.{controller}/usb*/*-1; do
-                [ \"$(cat $device/serial)\" = {SERIAL} ] && [ -d $device:1.0 -o -d $device/*:1.0 ] && echo ${{device##*/}} && exit
+                # What is not there yet must not be looked for as a pattern once more: it may be there by then.
+                [ -d \"$device\" ] && [ \"$(cat \"$device/serial\")\" = {SERIAL} ] && ls -d \"$device\"/*:1.0 >/dev/null &&
+                    echo \"${{device##*/}}\" && exit
             done; exit 1"
         );
         Ok(wait_for("the gadget is seen", || self.run(&script).map(Some))?.trim().to_owned())
