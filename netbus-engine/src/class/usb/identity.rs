@@ -192,7 +192,9 @@ fn lend(device: &UsbDevice) -> Result<File, HelperError> {
 fn not_lent(device: &UsbDevice, error: HelperError) -> OpenError {
     let shown = shown(device);
     match error {
-        HelperError::InUse(text) => OpenError::InUse(text),
+        HelperError::InUse(text) => OpenError::InUse(format!(
+            "{shown} is in use here: {text}; end that first (`netbus status` lists what is published)"
+        )),
         HelperError::Absent(_) => OpenError::Absent(format!("{shown} was just unplugged")),
         HelperError::Missing => OpenError::Unfit(format!(
             "{shown} may not be opened by this user. Install the package netbus, whose helper may open it"
