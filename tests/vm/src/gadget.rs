@@ -1,4 +1,7 @@
 //! USB devices that a machine makes for itself: gadgets of the kernel on a virtual controller, which it finds like any others.
+//! And those that QEMU plugs into it.
+
+use serde_json::json;
 
 use crate::machine::Machine;
 use crate::wait_for;
@@ -68,6 +71,36 @@ impl Machine {
     pub fn plug_gadget(&self, gadget: Gadget, controller: u8) -> anyhow::Result<String> {
         self.run(&format!("echo dummy_udc.{controller} >/sys/kernel/config/usb_gadget/{}/UDC", gadget.name()))?;
         self.place_of_gadget(controller)
+    }
+
+    /// Plugs in one of QEMU's own devices, `usb-kbd` or another; gives its place.
+    ///
+    /// # Errors
+    /// When QEMU does not know it or the guest does not see it.
+    pub fn plug_qemus(&self, driver: &str) -> anyhow::Result<String> {
+        let mut device = json!({"driver": driver, "bus": "usb.0", "id": driver});
+        if driver == "usb-audio" {
+            device["audiodev"] = "silence".into();
+        }
+        self.qmp("device_add", &device)?;
+        let product = match driver {
+            "usb-audio" => "QEMU USB Audio",
+            "usb-kbd" => "QEMU USB Keyboard",
+            _ => "QEMU USB Tablet",
+        };
+        let script = format!(
+            "file=$(grep -l '{product}' /sys/bus/usb/devices/*/product) && file=${{file%/product}} && [ -d $file/*:1.0 ] &&
+            basename $file"
+        );
+        Ok(wait_for(&format!("{driver} is seen"), || self.run(&script).map(Some))?.trim().to_owned())
+    }
+
+    /// Pulls one of QEMU's own devices out.
+    ///
+    /// # Errors
+    /// When it is not in.
+    pub fn pull_qemus(&self, driver: &str) -> anyhow::Result<()> {
+        self.qmp("device_del", &json!({"id": driver})).map(drop)
     }
 
     /// The driver of the first interface of the USB device at a place; empty without one.

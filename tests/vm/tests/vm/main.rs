@@ -19,3 +19,5 @@ mod unplugged;
 mod usb;
 mod usb_backend;
 mod usb_frontend;
+mod usb_kinds;
+mod usb_together;

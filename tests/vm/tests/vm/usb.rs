@@ -126,22 +126,35 @@ fn a_host_that_is_away_for_too_long_is_an_unplug_and_comes_back_as_a_plug() -> a
 /// Runs a test on two paired machines whose daemons have no rights. Attic has a virtual iPod, which desk has subscribed
 /// to; the test gets its place in desk's sysfs.
 fn with_an_ipod(test: impl FnOnce(&mut Pair, &str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    on_two_users(|pair| {
+        let place = pair.attic.add_gadget(Gadget::Ipod, 0)?;
+        pair.attic.node_of(SERIAL)?;
+        let node = plug_in(pair, &place, "player")?;
+        test(pair, &node)
+    })
+}
+
+/// Runs a test on two paired machines whose daemons have no rights.
+pub(super) fn on_two_users(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> anyhow::Result<()> {
     on_two_machines(|pair| {
         pair.attic.start_helper()?;
         pair.desk.start_helper()?;
         pair.desk.run("modprobe vhci_hcd")?;
         pair.attic.run_daemon_as(FRIEND)?;
         pair.desk.run_daemon_as(FRIEND)?;
-        let place = pair.attic.add_gadget(Gadget::Ipod, 0)?;
-        pair.attic.node_of(SERIAL)?;
         pair.start_daemons()?;
-        pair.attic.netbus(&["publish", &place, "--name", "player"])?;
-        let node = pair.desk.netbus(&["subscribe", "attic/player"])?;
-        ensure!(node.starts_with("/sys/bus/usb/devices/"), "{node}");
-        let is_there = format!("[ -e {node}/idVendor ]");
-        wait_for("desk's kernel has it", || pair.desk.run(&is_there).map(Some)).context("It was subscribed to")?;
-        test(pair, &node)
+        test(pair)
     })
+}
+
+/// Plugs attic's device at a place into desk, as a channel of this name; gives its place in desk's sysfs.
+pub(super) fn plug_in(pair: &Pair, place: &str, channel: &str) -> anyhow::Result<String> {
+    pair.attic.netbus(&["publish", place, "--name", channel])?;
+    let node = pair.desk.netbus(&["subscribe", &format!("attic/{channel}")])?;
+    ensure!(node.starts_with("/sys/bus/usb/devices/"), "{node}");
+    let is_there = format!("[ -e {node}/idVendor ]");
+    wait_for("desk's kernel has it", || pair.desk.run(&is_there).map(Some)).context("It was subscribed to")?;
+    Ok(node)
 }
 
 /// Waits until nobody has attic's iPod, and its own driver has it.

@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use netbus_vm_tests::gadget::{Gadget, SERIAL};
 use netbus_vm_tests::{Machine, PATIENCE, on_two_machines, wait_for};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 #[test]
 fn an_ipod_is_listed_published_when_it_is_not_mounted_and_followed_to_another_port() -> anyhow::Result<()> {
@@ -45,11 +45,11 @@ fn the_machines_own_keyboard_is_not_listed_but_can_be_named() -> anyhow::Result<
     on_two_machines(|pair| {
         pair.start_daemons()?;
         let attic = &pair.attic;
-        let place = with_qemus(attic, "usb-kbd", || place_of(attic, "HID Keyboard|QEMU USB Keyboard"))?;
+        let place = attic.plug_qemus("usb-kbd")?;
         ensure!(listed(attic, &place)?.is_none(), "The keyboard is listed");
         attic.netbus(&["publish", &place, "--name", "keyboard"])?;
         is(attic, "ready")?;
-        remove_qemus(attic, "usb-kbd")?;
+        attic.pull_qemus("usb-kbd")?;
         is(attic, "absent").map(drop)
     })
 }
@@ -91,9 +91,9 @@ fn much_data_and_sound_go_through() -> anyhow::Result<()> {
         let program = attic.program("netbus-vm-usb-backend");
         let place = attic.add_gadget(Gadget::Pattern, 0)?;
         attic.run(&format!("{program} pattern {place}"))?;
-        let place = with_qemus(attic, "usb-audio", || place_of(attic, "QEMU USB Audio"))?;
+        let place = attic.plug_qemus("usb-audio")?;
         attic.run(&format!("{program} sound {place}"))?;
-        remove_qemus(attic, "usb-audio")
+        attic.pull_qemus("usb-audio")
     })
 }
 
@@ -148,27 +148,4 @@ fn listed(attic: &Machine, place: &str) -> anyhow::Result<Option<Value>> {
 /// Waits until the kernel has a disk of the gadget; gives its node.
 fn disk_of_gadget(attic: &Machine) -> anyhow::Result<String> {
     attic.node_of(SERIAL)
-}
-
-/// Connects one of QEMU's devices, and waits until the guest has found its place.
-fn with_qemus<T>(attic: &Machine, driver: &str, find: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let mut device = json!({"driver": driver, "bus": "usb.0", "id": driver});
-    if driver == "usb-audio" {
-        device["audiodev"] = "silence".into();
-    }
-    attic.qmp("device_add", &device)?;
-    wait_for(&format!("{driver} is seen"), || find().map(Some))
-}
-
-fn remove_qemus(attic: &Machine, driver: &str) -> anyhow::Result<()> {
-    attic.qmp("device_del", &json!({"id": driver})).map(drop)
-}
-
-/// The place of the device whose product name matches.
-fn place_of(attic: &Machine, product: &str) -> anyhow::Result<String> {
-    let script = format!(
-        "file=$(grep -lE '{product}' /sys/bus/usb/devices/*/product) && file=${{file%/product}} && [ -d $file/*:1.0 ] &&
-        basename $file"
-    );
-    Ok(attic.run(&script)?.trim().to_owned())
 }
