@@ -4,11 +4,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use bytes::Bytes;
-use netbus_proto::class::block::{BlockRequest, Geometry, MAX_IO, MAX_ZEROES};
-use netbus_proto::class::usb::{self, Outcome, Status, UsbRequest};
+mod block;
+mod usb;
+
 use netbus_proto::ids::{ChannelNumber, ClassCode, Epoch, Generation, Instance, PublicationId, Tag};
-use netbus_proto::request::{DeviceError, ErrorKind, MAX_ERROR_TEXT, Request};
+use netbus_proto::request::{DeviceError, ErrorKind, MAX_ERROR_TEXT};
 use netbus_proto::sample::{MAX_SAMPLE, MAX_SAMPLES, Sample};
 use netbus_proto::wire::control::{
     Close, Framing, Goodbye, Grant, Hello, MAX_DEVICE, MAX_NAME, MAX_TEXT, Offer, Open, PairMessage, PairProof,
@@ -233,98 +233,6 @@ fn a_body_of_a_huge_announced_length_is_malformed() {
 }
 
 #[test]
-fn every_block_request_has_its_golden_bytes() {
-    for (request, op, args, data) in block_requests() {
-        let neutral = Request { op, args: hex(args).into(), data: hex(data).into() };
-        assert_eq!(request.clone().into_request(), neutral);
-        assert_eq!(BlockRequest::parse(&neutral), Ok(request));
-    }
-}
-
-#[test]
-fn a_block_request_cut_anywhere_is_refused() {
-    for (request, _, _, _) in block_requests() {
-        let whole = request.into_request();
-        for end in 0..whole.args.len() {
-            let cut = Request { args: whole.args.slice(..end), ..whole.clone() };
-            assert_eq!(BlockRequest::parse(&cut).unwrap_err().kind, ErrorKind::Invalid, "header cut at {end}");
-        }
-        for end in 0..whole.data.len() {
-            let cut = Request { data: whole.data.slice(..end), ..whole.clone() };
-            assert_eq!(BlockRequest::parse(&cut).unwrap_err().kind, ErrorKind::Invalid, "data cut at {end}");
-        }
-    }
-}
-
-#[test]
-fn every_usb_request_has_its_golden_bytes() {
-    for (request, op, args, data) in usb_requests() {
-        let neutral = Request { op, args: hex(args).into(), data: hex(data).into() };
-        assert_eq!(request.clone().into_request(), neutral);
-        assert_eq!(UsbRequest::parse(&neutral), Ok(request));
-    }
-    let device = usb::Description {
-        speed: usb::Speed::High,
-        vendor: 0x05ac,
-        product: 0x1209,
-        release: 0x0210,
-        class: [0; 3],
-        configurations: 1,
-        configuration: 1,
-        name: "iPod".to_owned(),
-        interfaces: vec![8, 6, 0x50],
-        endpoints: vec![0x81, 2, 2, 2],
-    };
-    let golden =
-        hex("aa 00 03 01 1905ac 02 191209 03 190210 04 83000000 05 01 06 01 07 6469506f64 08 43080650 09 4481020202");
-    assert_eq!(text(&minicbor::to_vec(&device).unwrap()), text(&golden));
-    assert_eq!(minicbor::decode::<usb::Description>(&golden).unwrap(), device);
-}
-
-#[test]
-fn every_usb_outcome_has_its_golden_bytes() {
-    let transfer = usb_transfer(usb::Kind::Isochronous, 0x83, &[4, 4], b"");
-    let packet = |actual, status| usb::Packet { actual, status };
-    let packets = vec![packet(2, Status::Done), packet(1, Status::Failed)];
-    let outcome = Outcome { number: 9, status: Status::Done, actual: 3, packets, data: Bytes::from_static(b"abc") };
-    let golden = hex("0000000000000009 0000 0000 00000003 00000001 00000002 00000000 00000001 00000005 616263");
-    assert_eq!(text(&outcome.encode()), text(&golden));
-    assert_eq!(Outcome::decode(Some(&transfer), golden.into()), Ok(outcome));
-}
-
-#[test]
-fn a_block_request_above_its_limit_is_refused() {
-    let args = |length: u32, flags: u16| {
-        Bytes::from([&[0; 8][..], &length.to_be_bytes(), &flags.to_be_bytes(), &[0; 2]].concat())
-    };
-    let kind = |op, args, data| BlockRequest::parse(&Request { op, args, data }).map_err(|error| error.kind);
-    let invalid = Err(ErrorKind::Invalid);
-    let too_much = Bytes::from(vec![0; MAX_IO as usize + 1]);
-    assert_eq!(kind(1, args(MAX_IO + 1, 0), Bytes::new()), invalid);
-    assert_eq!(kind(2, args(MAX_IO + 1, 0), too_much), invalid);
-    assert_eq!(kind(4, args(MAX_ZEROES + 1, 0), Bytes::new()), invalid);
-    assert_eq!(kind(5, args(u32::MAX, 0), Bytes::new()), invalid);
-    for op in 1..=5 {
-        assert_eq!(kind(op, args(0, 0), Bytes::new()), invalid, "a length of zero");
-        assert_eq!(kind(op, args(512, 4), Bytes::new()), invalid, "an unknown flag");
-    }
-    for op in (0..=255).filter(|op| !(1..=5).contains(op)) {
-        assert_eq!(kind(op, args(512, 0), Bytes::new()), Err(ErrorKind::Unsupported));
-    }
-}
-
-#[test]
-fn a_disks_description_has_its_golden_bytes() {
-    let disk = Geometry { size: 3 << 40, block_size: 4096 };
-    let bytes = minicbor::to_vec(disk).unwrap();
-    assert_eq!(text(&bytes), "a2001b000003000000000001191000");
-    assert_eq!(minicbor::decode::<Geometry>(&bytes).unwrap(), disk);
-    for end in 0..bytes.len() {
-        assert!(minicbor::decode::<Geometry>(&bytes[..end]).is_err(), "cut at {end}");
-    }
-}
-
-#[test]
 fn every_error_reply_has_its_golden_bytes() {
     let codes = [
         (ErrorKind::Io, "0001"),
@@ -534,96 +442,6 @@ fn grant() -> Grant {
         max_requests: 128,
         max_bytes: 16 << 20,
         device: vec![0xa0],
-    }
-}
-
-/// The typed form, the operation, the block header, the data.
-fn block_requests() -> Vec<(BlockRequest, u8, &'static str, &'static str)> {
-    let data = Bytes::from_static(b"four");
-    vec![
-        (
-            BlockRequest::Read { offset: 0x0102_0304_0506_0708, length: MAX_IO },
-            1,
-            "0102030405060708 00100000 0000 0000",
-            "",
-        ),
-        (
-            BlockRequest::Write { offset: 512, data: data.clone(), fua: false },
-            2,
-            "0000000000000200 00000004 0000 0000",
-            "666f7572",
-        ),
-        (BlockRequest::Write { offset: 512, data, fua: true }, 2, "0000000000000200 00000004 0001 0000", "666f7572"),
-        (BlockRequest::Flush, 3, "", ""),
-        (BlockRequest::Discard { offset: 0, length: MAX_ZEROES }, 4, "0000000000000000 fff00000 0000 0000", ""),
-        (
-            BlockRequest::WriteZeroes { offset: 0, length: 4096, no_hole: true, fua: false },
-            5,
-            "0000000000000000 00001000 0002 0000",
-            "",
-        ),
-        (
-            BlockRequest::WriteZeroes { offset: 0, length: 4096, no_hole: false, fua: true },
-            5,
-            "0000000000000000 00001000 0001 0000",
-            "",
-        ),
-    ]
-}
-
-/// The typed form, the operation, the device-specific header, the payload.
-fn usb_requests() -> Vec<(UsbRequest, u8, &'static str, &'static str)> {
-    let place = usb::Place { number: 2, acknowledged: 1 };
-    let get_descriptor = usb::Transfer {
-        length: 18,
-        setup: [0x80, 6, 0, 1, 0, 0, 18, 0],
-        ..usb_transfer(usb::Kind::Control, 0x80, &[], b"")
-    };
-    let read = usb::Transfer { length: 512, short_not_ok: true, ..usb_transfer(usb::Kind::Bulk, 0x81, &[], b"") };
-    let write = usb::Transfer { zero_packet: true, ..usb_transfer(usb::Kind::Interrupt, 2, &[], b"four") };
-    vec![
-        (UsbRequest::Start { usage: 0x0102_0304_0506_0708 }, 1, "0102030405060708", ""),
-        (
-            UsbRequest::Transfer(get_descriptor),
-            2,
-            "0000000000000002 0000000000000001 80 00 0000 00000012 8006000100001200 00000000 00000000",
-            "",
-        ),
-        (
-            UsbRequest::Transfer(read),
-            2,
-            "0000000000000002 0000000000000001 81 02 0001 00000200 0000000000000000 00000000 00000000",
-            "",
-        ),
-        (
-            UsbRequest::Transfer(write),
-            2,
-            "0000000000000002 0000000000000001 02 03 0002 00000004 0000000000000000 00000000 00000000",
-            "666f7572",
-        ),
-        (
-            UsbRequest::Transfer(usb_transfer(usb::Kind::Isochronous, 4, &[3, 1], b"four")),
-            2,
-            "0000000000000002 0000000000000001 04 01 0000 00000004 0000000000000000 00000002 00000000",
-            "00000003 00000001 666f7572",
-        ),
-        (UsbRequest::Reset(place), 3, "0000000000000002 0000000000000001", ""),
-        (UsbRequest::Cancel { number: 1 }, 4, "0000000000000001", ""),
-    ]
-}
-
-fn usb_transfer(kind: usb::Kind, endpoint: u8, packets: &[u32], data: &'static [u8]) -> usb::Transfer {
-    let length = packets.iter().sum::<u32>().max(u32::try_from(data.len()).unwrap());
-    usb::Transfer {
-        place: usb::Place { number: 2, acknowledged: 1 },
-        endpoint,
-        kind,
-        short_not_ok: false,
-        zero_packet: false,
-        length,
-        setup: [0; 8],
-        packets: packets.to_vec(),
-        data: Bytes::from_static(data),
     }
 }
 
