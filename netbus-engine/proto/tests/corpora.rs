@@ -29,6 +29,11 @@ fn the_usb_request_corpus_is_read_without_a_panic() {
 }
 
 #[test]
+fn the_optical_request_corpus_is_read_without_a_panic() {
+    replay("optical_request", targets::optical_request);
+}
+
+#[test]
 fn the_error_body_corpus_is_read_without_a_panic() {
     replay("error_body", targets::error_body);
 }

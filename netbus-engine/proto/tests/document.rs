@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use minicbor::data::Type;
 use netbus_proto::class::block::{self, BlockRequest, Geometry};
+use netbus_proto::class::optical::{self, OpticalRequest};
 use netbus_proto::class::usb::{self, Outcome, Status, Transfer, UsbRequest};
 use netbus_proto::ids::{ChannelNumber, Epoch, Generation, Instance, PublicationId, Tag};
 use netbus_proto::request::{DeviceError, ErrorKind, MAX_ARGS, MAX_ERROR_TEXT, Request};
@@ -69,6 +70,8 @@ fn the_tables_of_keys_are_those_of_the_code() {
     assert_eq!(keys_of("## Class 1: block"), keys_in(&disk));
     let device = minicbor::to_vec(usb_device()).unwrap();
     assert_eq!(keys_of("## Class 2: usb"), keys_in(&device));
+    let drive = minicbor::to_vec(optical_drive()).unwrap();
+    assert_eq!(keys_of("## Class 3: optical"), keys_in(&drive));
 }
 
 #[test]
@@ -127,7 +130,7 @@ fn the_table_of_times_is_that_of_the_code() {
 
 #[test]
 fn the_tables_of_classes_and_block_requests_are_those_of_the_code() {
-    let classes = [("control", CONTROL), ("block", block::CODE), ("usb", usb::CODE)];
+    let classes = [("control", CONTROL), ("block", block::CODE), ("usb", usb::CODE), ("optical", optical::CODE)];
     let classes = classes.map(|(name, code)| (name.to_owned(), u64::from(code.0)));
     assert_eq!(numbers("## Classes", "class"), BTreeMap::from(classes));
 
@@ -170,6 +173,33 @@ fn the_tables_of_usb_requests_and_statuses_are_those_of_the_code() {
 }
 
 #[test]
+fn the_tables_of_optical_requests_capabilities_and_discs_are_those_of_the_code() {
+    use optical::Capabilities as Can;
+
+    let rows = table("## Class 3: optical", "request");
+    let requests = [OpticalRequest::Read { offset: 0, length: 2048 }];
+    assert_eq!(rows.len(), requests.len());
+    for (row, request) in rows.iter().zip(requests) {
+        let request = request.into_request();
+        assert_eq!(row[1..3], [request.op.to_string(), request.args.len().to_string()], "{}", row[0]);
+        assert_eq!(optical::args_len(request.op), Some(request.args.len()));
+    }
+    let known = optical::Kind::ALL.iter().map(|kind| (format!("{kind:?}"), *kind as u64));
+    assert_eq!(numbers("## Class 3: optical", "disc"), known.collect());
+    let known = [
+        ("READS_CD", Can::READS_CD),
+        ("READS_DVD", Can::READS_DVD),
+        ("READS_BD", Can::READS_BD),
+        ("WRITES_CD", Can::WRITES_CD),
+        ("WRITES_DVD", Can::WRITES_DVD),
+        ("WRITES_BD", Can::WRITES_BD),
+        ("EJECTS", Can::EJECTS),
+    ];
+    let known = known.map(|(name, can)| (name.to_owned(), u64::from(can.0)));
+    assert_eq!(numbers("## Class 3: optical", "capability"), BTreeMap::from(known));
+}
+
+#[test]
 fn the_examples_are_what_they_say() {
     let hello = Hello { lowest: 1, highest: 1, name: "attic".to_owned(), purpose: Some(Purpose::Session) };
     let (header, body) = Control::Hello(hello).encode(Tag(0));
@@ -209,6 +239,20 @@ fn usb_device() -> usb::Description {
         name: "Apple iPod".to_owned(),
         interfaces: vec![8, 6, 0x50],
         endpoints: vec![0x81, 2, 2, 2],
+    }
+}
+
+fn optical_drive() -> optical::Description {
+    optical::Description {
+        vendor: "ACME".to_owned(),
+        model: "DVD".to_owned(),
+        serial: String::new(),
+        capabilities: optical::Capabilities::READS_DVD,
+        kind: optical::Kind::Data,
+        label: "BACKUP".to_owned(),
+        size: 1 << 30,
+        sector_size: optical::SECTOR,
+        changes: 1,
     }
 }
 

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use netbus_proto::class::block::{BlockRequest, Geometry};
+use netbus_proto::class::optical::{Description, OpticalRequest};
 use netbus_proto::class::usb::{Outcome, UsbRequest};
 use netbus_proto::request::{Access, DeviceError, MAX_ERROR_TEXT, Request};
 use netbus_proto::wire::{Control, HEADER_LEN, Header};
@@ -76,6 +77,26 @@ pub fn usb_request(bytes: &[u8]) {
         assert_eq!(Outcome::decode(transfer, outcome.encode()), Ok(outcome));
     }
     assert_eq!(usb.into_request(), request);
+}
+
+/// A description of a drive and a request to it: operation, length of the device-specific header, that header, and the
+/// description. What is read is written as the same request, and what fits a disc lies within it.
+pub fn optical_request(bytes: &[u8]) {
+    let [op, args_len, rest @ ..] = bytes else {
+        return;
+    };
+    let (args, device) = rest.split_at(usize::from(*args_len).min(rest.len()));
+    let request = Request { op: *op, args: Bytes::copy_from_slice(args), data: Bytes::new() };
+    let Ok(optical) = OpticalRequest::parse(&request) else {
+        return;
+    };
+    if let Ok(device) = minicbor::decode::<Description>(device)
+        && optical.check(&device).is_ok()
+    {
+        let extent = optical.shape().extent.unwrap_or_default();
+        assert!(extent.start < extent.end && extent.end <= device.size);
+    }
+    assert_eq!(optical.into_request(), request);
 }
 
 /// The body of an error reply. What is read is written as a body that reads the same.

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod block;
+mod optical;
 mod usb;
 
 use netbus_proto::ids::{ChannelNumber, ClassCode, Epoch, Generation, Instance, PublicationId, Tag};
