@@ -111,7 +111,7 @@ impl Attachment {
         log: Option<LogPolicy>,
         patience: Option<Duration>,
     ) -> Self {
-        let policy = class.policy();
+        let policy = class.policy(read_only);
         let limits = Policy {
             replay: policy.replay,
             park_for: patience.or(policy.park_for),

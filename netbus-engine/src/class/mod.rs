@@ -34,8 +34,8 @@ pub trait DeviceClass: Send + Sync + 'static {
     /// Its name in commands and messages: `block`.
     fn name(&self) -> &'static str;
 
-    /// How its attachments behave.
-    fn policy(&self) -> ClassPolicy;
+    /// How its attachments under a reader's or a writer's lease behave.
+    fn policy(&self, read_only: bool) -> ClassPolicy;
 
     /// The devices of this class on this machine now: those that the system lists, and those of the `known` identities
     /// that it does not. May block for tens of milliseconds; called on a blocking thread.
@@ -47,8 +47,8 @@ pub trait DeviceClass: Send + Sync + 'static {
     /// [`OpenError`] when there is no such device of this class or it must not be published as asked.
     fn identify(&self, device: &str, read_only: bool) -> Result<Identified, OpenError>;
 
-    /// Finds a stored identity again, by what it is and never only by where it was, claims the device for a lease and
-    /// opens it. Blocking. The claim ends when the returned device is dropped.
+    /// Finds a stored identity again, by what it is and never only by where it was, claims the device for readers' leases
+    /// or for a writer's, and opens it. Blocking. The claim ends when the returned device is dropped.
     ///
     /// # Errors
     /// [`OpenError`]; [`OpenError::Absent`] when no device here matches now, which may change.
@@ -94,6 +94,11 @@ pub trait DeviceClass: Send + Sync + 'static {
 
     /// The ways to present a device here, best first; the first is the default.
     fn presentations(&self) -> &'static [&'static str];
+
+    /// The lease that a way of `presentations` needs.
+    fn lease(&self, _way: &str) -> LeaseKind {
+        LeaseKind::AsAsked
+    }
 
     /// Makes a frontend of kind `way` (one of `presentations`) whose requests go to `queue`.
     fn present<'a>(
@@ -175,6 +180,17 @@ pub trait DeviceClass: Send + Sync + 'static {
     fn describe(&self, device: &Bytes) -> String;
 }
 
+/// The lease that a way to present a device needs. One peer writes, alone; or many read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseKind {
+    /// A writer's, or a reader's if its user wants only to read.
+    AsAsked,
+    /// A reader's: the way has no changes.
+    Reader,
+    /// A writer's: whoever uses the device so has it alone.
+    Writer,
+}
+
 /// Who serves a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServedBy {
@@ -204,6 +220,10 @@ pub struct ClassPolicy {
     /// Whether a frontend is of one life of its device alone: it is taken away when the device has gone or `park_for` is
     /// over, and made anew when the device is there again. Else it outlives its devices.
     pub replug: bool,
+    /// Whether an attachment goes on with the instance that it has left and with no other, whatever that shows of itself.
+    pub same_instance: bool,
+    /// How long applications wait for a device that is not at its host, though that is there; `None` waits for ever.
+    pub absent_for: Option<Duration>,
     /// Requests in flight per attachment.
     pub max_requests: usize,
     /// Payload bytes in flight per attachment.

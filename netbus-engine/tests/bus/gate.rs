@@ -132,8 +132,8 @@ impl DeviceClass for GatedClass {
         self.block.name()
     }
 
-    fn policy(&self) -> ClassPolicy {
-        self.block.policy()
+    fn policy(&self, read_only: bool) -> ClassPolicy {
+        self.block.policy(read_only)
     }
 
     fn scan(&self, known: &[Identity]) -> Vec<LocalDevice> {

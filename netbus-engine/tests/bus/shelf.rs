@@ -86,8 +86,16 @@ impl DeviceClass for ShelfClass {
         "shelf"
     }
 
-    fn policy(&self) -> ClassPolicy {
-        ClassPolicy { replay: true, park_for: None, replug: false, max_requests: 8, max_bytes: 64 * 1024 }
+    fn policy(&self, _read_only: bool) -> ClassPolicy {
+        ClassPolicy {
+            replay: true,
+            park_for: None,
+            replug: false,
+            same_instance: false,
+            absent_for: None,
+            max_requests: 8,
+            max_bytes: 64 * 1024,
+        }
     }
 
     fn scan(&self, _known: &[Identity]) -> Vec<LocalDevice> {

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_engine::backend::{Backend, Ticket};
 use netbus_engine::class::{
-    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, Presence, PresentError, Stamp,
+    ClassPolicy, DeviceClass, Identified, Identity, LeaseKind, LocalDevice, OpenError, OpenedDevice, Presence,
+    PresentError, Stamp,
 };
 use netbus_engine::frontend::{Frontend, Presentation, Queue};
 use netbus_proto::ids::{ClassCode, Epoch, Instance, Tag};
@@ -205,9 +206,17 @@ impl DeviceClass for SlateClass {
         "slate"
     }
 
-    fn policy(&self) -> ClassPolicy {
+    fn policy(&self, _read_only: bool) -> ClassPolicy {
         let park_for = self.replug_after();
-        ClassPolicy { replay: true, park_for, replug: park_for.is_some(), max_requests: 8, max_bytes: 64 * 1024 }
+        ClassPolicy {
+            replay: true,
+            park_for,
+            replug: park_for.is_some(),
+            same_instance: false,
+            absent_for: None,
+            max_requests: 8,
+            max_bytes: 64 * 1024,
+        }
     }
 
     fn scan(&self, _known: &[Identity]) -> Vec<LocalDevice> {
@@ -288,6 +297,10 @@ impl DeviceClass for SlateClass {
 
     fn presentations(&self) -> &'static [&'static str] {
         self.hands.presentations()
+    }
+
+    fn lease(&self, _way: &str) -> LeaseKind {
+        if self.replug_after().is_some() { LeaseKind::Writer } else { LeaseKind::AsAsked }
     }
 
     fn present<'a>(

@@ -65,8 +65,16 @@ impl DeviceClass for BlockClass {
         NAME
     }
 
-    fn policy(&self) -> ClassPolicy {
-        ClassPolicy { replay: true, park_for: None, replug: false, max_requests: 128, max_bytes: 16 * 1024 * 1024 }
+    fn policy(&self, _read_only: bool) -> ClassPolicy {
+        ClassPolicy {
+            replay: true,
+            park_for: None,
+            replug: false,
+            same_instance: false,
+            absent_for: None,
+            max_requests: 128,
+            max_bytes: 16 * 1024 * 1024,
+        }
     }
 
     fn scan(&self, known: &[Identity]) -> Vec<LocalDevice> {

@@ -26,7 +26,8 @@ use netbus_proto::request::{DeviceError, ErrorKind, Request, Shape};
 use self::frontend::UsbFrontend;
 use super::block::System;
 use super::{
-    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
+    ClassPolicy, DeviceClass, Identified, Identity, LeaseKind, LocalDevice, OpenError, OpenedDevice, PresentError,
+    Stamp,
 };
 use crate::frontend::{Frontend, Presentation, Queue};
 
@@ -57,11 +58,13 @@ impl DeviceClass for UsbClass {
         NAME
     }
 
-    fn policy(&self) -> ClassPolicy {
+    fn policy(&self, _read_only: bool) -> ClassPolicy {
         ClassPolicy {
             replay: true,
             park_for: Some(PATIENCE),
             replug: true,
+            same_instance: false,
+            absent_for: None,
             max_requests: 2 * frontend::MAX_IN_FLIGHT,
             max_bytes: 16 * 1024 * 1024,
         }
@@ -123,6 +126,10 @@ impl DeviceClass for UsbClass {
 
     fn presentations(&self) -> &'static [&'static str] {
         &["usb"]
+    }
+
+    fn lease(&self, _way: &str) -> LeaseKind {
+        LeaseKind::Writer
     }
 
     fn present<'a>(

@@ -32,7 +32,7 @@ impl Publication {
         let Device::Open { opened, .. } = &self.device else {
             return;
         };
-        let instance = self.instance(opened);
+        let (instance, device) = (self.instance(opened), opened.device.clone());
         if grant.asked.resume.is_none() {
             self.forget_mark(core);
         } else if let Some(text) = self.lost_changes(instance) {
@@ -40,6 +40,15 @@ impl Publication {
             return self.take_back(sessions, grant, Reason::LeaseLost, &text);
         }
         let resume = grant.asked.resume.as_ref();
+        let left = resume.and_then(|resume| resume.instance);
+        if self.class.policy(!grant.write).same_instance && left.is_some_and(|left| left != instance) {
+            let text = format!(
+                "\"{}\" is not what was in use here before, but {} now: unsubscribe and subscribe anew",
+                self.stored.label,
+                self.class.describe(&device)
+            );
+            return self.take_back(sessions, grant, Reason::LeaseLost, &text);
+        }
         let samples = resume.map(|resume| self.samples_to_compare(resume, instance)).unwrap_or_default();
         if samples.is_empty() {
             return self.give(core, sessions, grant);

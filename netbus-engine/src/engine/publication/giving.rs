@@ -56,8 +56,8 @@ impl Publication {
         };
         let opened = Arc::clone(opened);
         let instance = self.instance(&opened);
-        let policy = self.class.policy();
         let read_only = !grant.write;
+        let policy = self.class.policy(read_only);
         let attachment =
             Attachment::start(Side::Host, Arc::clone(&self.class), opened.device.clone(), read_only, None, None);
         let binding = Binding {

@@ -223,6 +223,34 @@ impl Subscriber {
         }
     }
 
+    /// Gives up the channels whose device is not at its host for longer than their class lets applications wait.
+    pub(super) fn give_up_absent(&mut self, core: &Core, now: Instant) {
+        let is_over = |subscription: &Subscription| {
+            let class = core.registry.by_name(&subscription.stored.class);
+            let patience = class.and_then(|class| class.policy(subscription.stored.read_only).absent_for);
+            let absent = subscription.absent_since.map(|since| now.saturating_duration_since(since));
+            // A subscription of an earlier life of the daemon has no application yet.
+            let has_node = subscription.attachment.is_some() || subscription.frontend.is_some();
+            let may_end = has_node && matches!(subscription.state, State::Waiting { .. });
+            may_end && patience.zip(absent).is_some_and(|(patience, absent)| absent > patience)
+        };
+        let over = self.subscriptions.iter().filter(|(_, subscription)| is_over(subscription));
+        let over: Vec<(Key, String)> = over
+            .map(|(key, subscription)| {
+                let channel = core.channel_path(key.0, &subscription.stored.channel);
+                let why = subscription.error().unwrap_or_default();
+                let text = format!(
+                    "{why}, so programs that use it get errors. To use it again, run `netbus unsubscribe {channel}` and \
+                     subscribe to it anew"
+                );
+                (*key, text)
+            })
+            .collect();
+        for (key, text) in over {
+            self.fault(core, key, ApiErrorKind::Unavailable, &text);
+        }
+    }
+
     /// The host was away for longer than the applications are to wait: they get errors. The lease stays until the user
     /// hands the channel back.
     pub(super) fn give_up(&mut self, core: &Core, key: Key) {

@@ -105,7 +105,7 @@ impl Subscriber {
         }
         let read_only = subscription.stored.read_only || grant.read_only;
         subscription.stored.read_only = read_only;
-        if class.policy().replug && subscription.is_of_another_life(instance) {
+        if class.policy(read_only).replug && subscription.is_of_another_life(instance) {
             subscription.unplug(core, key, "The device was plugged in anew at its host");
         }
         let attachment = subscription.attachment.get_or_insert_with(|| {
@@ -181,6 +181,7 @@ impl Subscriber {
         let why = subscription.unplugged_text();
         // Before the attachment lets go: that is no reason to ask for the channel at once.
         subscription.state = State::Waiting { why: why.clone(), retry: subscription.retry_of_lease() };
+        subscription.absent_since.get_or_insert_with(Instant::now);
         if subscription.is_replugged(core) {
             subscription.unplug(core, key, &why);
         } else if let Some(attachment) = &subscription.attachment {
@@ -219,8 +220,11 @@ impl Subscriber {
         }
         // A subscription of an earlier life of the daemon has no application yet that could be misled.
         let has_node = subscription.attachment.is_some() || subscription.frontend.is_some();
-        if refusal.reason == Reason::Absent && subscription.is_replugged(core) {
-            subscription.unplug(core, key, &refusal.text);
+        if refusal.reason == Reason::Absent {
+            subscription.absent_since.get_or_insert_with(Instant::now);
+            if subscription.is_replugged(core) {
+                subscription.unplug(core, key, &refusal.text);
+            }
         }
         if may_change || (!has_node && refusal.reason == Reason::InUse) {
             let retry = Some(Instant::now() + RETRY_AFTER);

@@ -298,6 +298,7 @@ impl Subscriber {
                 subscription.link = Some(link);
                 subscription.state = State::Linked;
                 subscription.unplugged = false;
+                subscription.absent_since = None;
                 subscription.alone_since = None;
                 subscription.parked = false;
                 match frontend {

@@ -30,7 +30,7 @@ pub(super) use self::linking::{InstallError, Installed, LinkError};
 use self::subscription::{State, Subscription, Work, waiting};
 use super::store::{StoredSubscription, Subscriptions};
 use super::{Core, Input, Reply, error_chain, seconds_since_1970};
-use crate::class::{DeviceClass, PresentError, ServedBy};
+use crate::class::{DeviceClass, LeaseKind, PresentError, ServedBy};
 use crate::control::api::{Answer, ApiError, ErrorKind as ApiErrorKind, Event};
 use crate::frontend::{Frontend, Presentation};
 use crate::session::{SessionHandle, SessionId};
@@ -114,13 +114,13 @@ impl Subscriber {
             let text = format!("This version of Netbus cannot use \"{}\": its kind is unknown here", offer.label);
             return reply.fail(ApiErrorKind::Unavailable, text);
         };
-        if let Some(text) = unfit(class.as_ref(), &how, &offer.name) {
-            return reply.fail(ApiErrorKind::Invalid, text);
-        }
         let way = how.way(class.as_ref()).to_owned();
         if !class.presentations().contains(&way.as_str()) {
             let known = class.presentations().join(", ");
             let text = format!("\"{}\" cannot be used as {way}; use one of: {known}", offer.name);
+            return reply.fail(ApiErrorKind::Invalid, text);
+        }
+        if let Some(text) = unfit(class.as_ref(), &way, &how, offer) {
             return reply.fail(ApiErrorKind::Invalid, text);
         }
         if let Some(existing) = self.subscriptions.get(&key)
@@ -149,8 +149,8 @@ impl Subscriber {
             channel: offer.name.clone(),
             label: offer.label.clone(),
             class: class.name().to_owned(),
+            read_only: how.read_only || offer.read_only || class.lease(&way) == LeaseKind::Reader,
             way,
-            read_only: how.read_only || offer.read_only,
             give_up_after: how.give_up_after,
             since: seconds_since_1970(),
             ended: false,
@@ -178,8 +178,12 @@ impl Subscriber {
                 self.unplugged(core, key);
             }
             // Its host ends the link.
-            State::Linked if !offer.present => subscription.unplugged = true,
+            State::Linked if !offer.present => {
+                subscription.absent_since.get_or_insert_with(Instant::now);
+                subscription.unplugged = true;
+            }
             State::Waiting { .. } if !offer.present => {
+                subscription.absent_since.get_or_insert_with(Instant::now);
                 let why = format!("The device behind \"{}\" is not there", offer.label);
                 if subscription.is_replugged(core) {
                     subscription.unplug(core, key, &why);
@@ -205,6 +209,7 @@ impl Subscriber {
         sessions: &BTreeMap<Fingerprint, SessionHandle>,
     ) {
         self.give_up_in_time(core, now);
+        self.give_up_absent(core, now);
         self.park_in_time(core, now);
         let due: Vec<Key> = self
             .subscriptions
@@ -269,6 +274,7 @@ impl Subscriber {
                 self.forget(core, key);
                 continue;
             }
+            subscription.absent_since = None;
             subscription.state = waiting(end.text.clone());
             self.tell_state(core, key);
         }
@@ -305,6 +311,9 @@ impl Subscriber {
         };
         if !matches!(subscription.state, State::Active { epoch: active, .. } if active == epoch) {
             return;
+        }
+        if result.is_ok() {
+            subscription.absent_since = None;
         }
         match result {
             Ok(()) if subscription.frontend.is_none() && subscription.work.is_none() => {
@@ -466,13 +475,18 @@ impl Subscriber {
 }
 
 /// Why a channel of this class cannot be used as asked.
-fn unfit(class: &dyn DeviceClass, how: &How, name: &str) -> Option<String> {
-    let policy = class.policy();
+fn unfit(class: &dyn DeviceClass, way: &str, how: &How, offer: &Offer) -> Option<String> {
+    let name = &offer.name;
+    let kind = class.lease(way);
+    if kind == LeaseKind::Writer && how.read_only {
+        return Some(format!("\"{name}\" cannot be used as {way} for reading only: leave --read-only out"));
+    }
+    if kind == LeaseKind::Writer && offer.read_only {
+        return Some(format!("\"{name}\" is published for reading only, and cannot be used as {way}"));
+    }
+    let policy = class.policy(kind == LeaseKind::Reader);
     if !policy.replug {
         return None;
-    }
-    if how.read_only {
-        return Some(format!("\"{name}\" cannot be used for reading only: leave --read-only out"));
     }
     how.give_up_after.map(|_| {
         let seconds = policy.park_for.unwrap_or_default().as_secs();

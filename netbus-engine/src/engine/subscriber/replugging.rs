@@ -17,7 +17,7 @@ use crate::session::SessionHandle;
 impl Subscription {
     /// Whether its frontend is of one life of its device.
     pub(super) fn is_replugged(&self, core: &Core) -> bool {
-        core.registry.by_name(&self.stored.class).is_some_and(|class| class.policy().replug)
+        core.registry.by_name(&self.stored.class).is_some_and(|class| class.policy(self.stored.read_only).replug)
     }
 
     /// Whether its attachment would not go on with a device in this life.

@@ -45,6 +45,8 @@ pub(in crate::engine) struct Subscription {
     pub(super) dialing: Option<AbortHandle>,
     /// The device has gone from its host, which is about to end that link.
     pub(super) unplugged: bool,
+    /// Since when its device is not at its host, as far as that is there to tell.
+    pub(super) absent_since: Option<Instant>,
     /// Since when its applications wait for another link.
     pub(super) alone_since: Option<Instant>,
     /// Whether the kernel was told that it may be a long time.
@@ -125,6 +127,7 @@ impl Subscription {
             unplugged: false,
             attempt: 0,
             dialing: None,
+            absent_since: None,
             alone_since: None,
             parked: false,
             looked: false,
