@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use minicbor::data::Type;
 use netbus_proto::class::block::{self, BlockRequest, Geometry};
+use netbus_proto::class::optical::command::{Cdb, Command, Direction};
+use netbus_proto::class::optical::judge::RULES;
 use netbus_proto::class::optical::{self, OpticalRequest};
 use netbus_proto::class::usb::{self, Outcome, Status, Transfer, UsbRequest};
 use netbus_proto::ids::{ChannelNumber, Epoch, Generation, Instance, PublicationId, Tag};
@@ -110,6 +112,8 @@ fn the_table_of_limits_is_that_of_the_code() {
         ("MAX_TRANSFER", usb::MAX_TRANSFER.into()),
         ("MAX_PACKETS", usb::MAX_PACKETS.into()),
         ("MAX_ENDPOINTS", usb::MAX_ENDPOINTS as u64),
+        ("MAX_DATA", optical::command::MAX_DATA.into()),
+        ("MAX_SENSE", optical::sense::MAX_SENSE as u64),
     ];
     let known = known.map(|(name, value)| (name.to_owned(), value));
     assert_eq!(numbers("## Limits", "limit"), BTreeMap::from(known));
@@ -177,7 +181,9 @@ fn the_tables_of_optical_requests_capabilities_and_discs_are_those_of_the_code()
     use optical::Capabilities as Can;
 
     let rows = table("## Class 3: optical", "request");
-    let requests = [OpticalRequest::Read { offset: 0, length: 2048 }];
+    let (cdb, direction) = (Cdb::test_unit_ready(), Direction::None);
+    let command = Command { usage: 7, number: 1, cdb, direction, length: 0, data: Bytes::new() };
+    let requests = [OpticalRequest::Read { offset: 0, length: 2048 }, OpticalRequest::Command(command)];
     assert_eq!(rows.len(), requests.len());
     for (row, request) in rows.iter().zip(requests) {
         let request = request.into_request();
@@ -197,6 +203,16 @@ fn the_tables_of_optical_requests_capabilities_and_discs_are_those_of_the_code()
     ];
     let known = known.map(|(name, can)| (name.to_owned(), u64::from(can.0)));
     assert_eq!(numbers("## Class 3: optical", "capability"), BTreeMap::from(known));
+}
+
+#[test]
+fn the_table_of_commands_is_that_of_the_code() {
+    let rows = table("### Commands that are passed on", "code");
+    assert_eq!(rows.len(), RULES.len());
+    for (row, rule) in rows.iter().zip(RULES) {
+        let mode = if rule.changes { "burning" } else { "reading" };
+        assert_eq!(row[..3], [&format!("{:#04x}", rule.code), rule.name, mode]);
+    }
 }
 
 #[test]

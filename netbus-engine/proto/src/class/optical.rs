@@ -1,5 +1,10 @@
 //! Optical drives and the discs in them (protocol.md, "Class 3: optical").
 
+pub mod command;
+pub mod judge;
+pub mod sense;
+
+use self::command::{COMMAND, COMMAND_LEN, Command};
 use super::block::{ARGS_LEN, BlockRequest, Geometry};
 use crate::ids::ClassCode;
 use crate::request::{DeviceError, ErrorKind, Request, Shape};
@@ -18,7 +23,11 @@ const READ: u8 = 1;
 /// Length of the device-specific header of an operation; `None` for one that there is not.
 #[must_use]
 pub fn args_len(op: u8) -> Option<usize> {
-    (op == READ).then_some(ARGS_LEN)
+    match op {
+        READ => Some(ARGS_LEN),
+        COMMAND => Some(COMMAND_LEN),
+        _ => None,
+    }
 }
 
 /// What a drive and the disc in it look like: part of an offer and of a grant.
@@ -55,6 +64,12 @@ pub struct Description {
 }
 
 impl Description {
+    /// Whether commands that change a disc are passed on: the drive can do that, and is not published for reading only.
+    #[must_use]
+    pub fn burns(&self) -> bool {
+        self.capabilities.0 & Capabilities::WRITES.0 != 0
+    }
+
     /// The disc as the read-only block device that its readers see.
     ///
     /// # Errors
@@ -88,6 +103,8 @@ impl Capabilities {
     pub const WRITES_DVD: Self = Self(0x10);
     /// It writes Blu-ray discs.
     pub const WRITES_BD: Self = Self(0x20);
+    /// It writes discs of whatever kind.
+    pub const WRITES: Self = Self(Self::WRITES_CD.0 | Self::WRITES_DVD.0 | Self::WRITES_BD.0);
     /// It ejects its disc when it is asked to.
     pub const EJECTS: Self = Self(0x40);
 
@@ -156,6 +173,8 @@ pub enum OpticalRequest {
         /// How long it is, in bytes; at most [`super::block::MAX_IO`].
         length: u32,
     },
+    /// Has the drive execute a command.
+    Command(Command),
 }
 
 impl OpticalRequest {
@@ -164,6 +183,7 @@ impl OpticalRequest {
     pub fn into_request(self) -> Request {
         match self {
             Self::Read { offset, length } => BlockRequest::Read { offset, length }.into_request(),
+            Self::Command(command) => command.into_request(),
         }
     }
 
@@ -172,9 +192,13 @@ impl OpticalRequest {
     /// # Errors
     /// [`ErrorKind::Unsupported`] for an unknown operation, [`ErrorKind::Invalid`] for a malformed one.
     pub fn parse(request: &Request) -> Result<Self, DeviceError> {
-        if request.op != READ {
-            let text = format!("Optical operation {} is unknown", request.op);
-            return Err(DeviceError::new(ErrorKind::Unsupported, text));
+        match request.op {
+            READ => {}
+            COMMAND => return Command::parse(request).map(Self::Command),
+            op => {
+                let text = format!("Optical operation {op} is unknown");
+                return Err(DeviceError::new(ErrorKind::Unsupported, text));
+            }
         }
         match BlockRequest::parse(request)? {
             BlockRequest::Read { offset, length } => Ok(Self::Read { offset, length }),
@@ -185,20 +209,27 @@ impl OpticalRequest {
         }
     }
 
-    /// Refuses what does not fit the disc: beyond its end, or not in whole sectors.
+    /// Refuses what does not fit the disc, beyond its end or not in whole sectors, and commands that are not passed on.
     ///
     /// # Errors
-    /// [`ErrorKind::Gone`] without a disc, [`ErrorKind::OutOfRange`] or [`ErrorKind::Invalid`].
+    /// [`ErrorKind::Gone`] without a disc, [`ErrorKind::OutOfRange`], [`ErrorKind::Invalid`]; for a command as
+    /// [`Command::check`].
     pub fn check(&self, device: &Description) -> Result<(), DeviceError> {
-        let Self::Read { offset, length } = *self;
-        BlockRequest::Read { offset, length }.check(device.geometry()?, true)
+        match self {
+            Self::Read { offset, length } => {
+                BlockRequest::Read { offset: *offset, length: *length }.check(device.geometry()?, true)
+            }
+            Self::Command(command) => command.check(!device.burns()).map(drop),
+        }
     }
 
     /// What the layers that do not know discs may know of it.
     #[must_use]
     pub fn shape(&self) -> Shape {
-        let Self::Read { offset, length } = *self;
-        BlockRequest::Read { offset, length }.shape()
+        match self {
+            Self::Read { offset, length } => BlockRequest::Read { offset: *offset, length: *length }.shape(),
+            Self::Command(command) => command.shape(),
+        }
     }
 }
 
@@ -232,11 +263,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_reading_is_a_request() {
+    fn nothing_but_reading_and_commands_is_a_request() {
         let good = OpticalRequest::Read { offset: 0, length: 2048 }.into_request();
         assert_eq!(OpticalRequest::parse(&good), Ok(OpticalRequest::Read { offset: 0, length: 2048 }));
         let kind = |request: Request| OpticalRequest::parse(&request).unwrap_err().kind;
-        for op in (0..=255).filter(|op| *op != READ) {
+        for op in (0..=255).filter(|op| ![READ, COMMAND].contains(op)) {
             assert_eq!(kind(Request { op, ..good.clone() }), ErrorKind::Unsupported);
         }
         assert_eq!(kind(Request { data: Bytes::from_static(b"x"), ..good.clone() }), ErrorKind::Invalid);

@@ -1,5 +1,8 @@
 //! The bytes of the optical class.
 
+use bytes::Bytes;
+use netbus_proto::class::optical::command::{Cdb, Command, CommandOutcome, Direction};
+use netbus_proto::class::optical::sense::Sense;
 use netbus_proto::class::optical::{Capabilities, Description, Kind, OpticalRequest, SECTOR};
 use netbus_proto::request::Request;
 
@@ -11,6 +14,36 @@ fn every_optical_request_has_its_golden_bytes() {
     let neutral = Request { op: 1, args: hex("0000000000008000 00000800 0000 0000").into(), data: hex("").into() };
     assert_eq!(read.clone().into_request(), neutral);
     assert_eq!(OpticalRequest::parse(&neutral), Ok(read));
+    let command = OpticalRequest::Command(inquiry());
+    let header = hex("0123456789abcdef 0000000000000002 01 06 0000 00000024 12000000240000000000000000000000");
+    let neutral = Request { op: 2, args: header.into(), data: hex("").into() };
+    assert_eq!(command.clone().into_request(), neutral);
+    assert_eq!(OpticalRequest::parse(&neutral), Ok(command));
+}
+
+#[test]
+fn the_outcome_of_a_command_has_its_golden_bytes() {
+    let sense = Sense::MEDIUM_CHANGED.data();
+    let failed = CommandOutcome { forgotten: true, status: 2, sense, residual: 36, data: Bytes::new() };
+    let golden = hex("02 12 0001 00000024 700006000000000a00000000280000000000");
+    assert_eq!(text(&failed.encode()), text(&golden));
+    assert_eq!(CommandOutcome::decode(&inquiry(), golden.into()), Ok(failed));
+    let data = Bytes::from_static(b"done");
+    let done = CommandOutcome { forgotten: false, status: 0, sense: Bytes::new(), residual: 32, data };
+    let golden = hex("00 00 0000 00000020 646f6e65");
+    assert_eq!(text(&done.encode()), text(&golden));
+    assert_eq!(CommandOutcome::decode(&inquiry(), golden.into()), Ok(done));
+}
+
+fn inquiry() -> Command {
+    Command {
+        usage: 0x0123_4567_89ab_cdef,
+        number: 2,
+        cdb: Cdb::new(&[0x12, 0, 0, 0, 36, 0]).unwrap(),
+        direction: Direction::In,
+        length: 36,
+        data: Bytes::new(),
+    }
 }
 
 #[test]
