@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::machine::Machine;
-use crate::wait_for;
+use crate::{hfsplus, wait_for};
 
 /// Makes a gadget and plugs it in.
 const GADGET: &str = include_str!("guest/gadget.sh");
@@ -12,28 +12,59 @@ const GADGET: &str = include_str!("guest/gadget.sh");
 /// The serial number of every gadget.
 pub const SERIAL: &str = "000A27001A2B3C4D";
 
+/// The disk of a player: its size in MiB, and where its content is in the guest.
+const DISK: u64 = 64;
+const IMAGE: &str = "/run/netbus/ipod.img";
+
 /// A USB device that plays a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gadget {
     /// A music player whose music is on a disk with a FAT file system.
     Ipod,
+    /// The same, as a Mac has set it up: with an HFS+ file system.
+    MacIpod,
+    /// An input device that gives reports of eight bytes and takes such.
+    Reports,
     /// The kernel's device for tests ("gadget zero"): one endpoint gives a pattern without end, one takes it.
     Pattern,
 }
 
+/// A Perl program that sends reports to whoever uses the device that its machine plays ([`Gadget::Reports`]), one after
+/// the other, and waits for each to come back. Its argument is how many.
+pub const SEND_REPORTS: &str = r#"
+open my $gadget, "+<", "/dev/hidg0" or die "hidg0: $!";
+for my $number (1 .. $ARGV[0]) {
+    my $sent = pack "N2", $number, rand 2 ** 32;
+    syswrite($gadget, $sent) == 8 or die "report $number is not sent: $!";
+    sysread($gadget, my $got, 64) == 8 or die "report $number is not answered: $!";
+    $got eq $sent or die sprintf "report %d is %s instead of %s", $number, unpack("H*", $got), unpack "H*", $sent;
+}"#;
+
+/// A Perl program that sends every report back. Its argument is the `hidraw` node.
+pub const ANSWER_REPORTS: &str = r#"
+open my $device, "+<", $ARGV[0] or die "$ARGV[0]: $!";
+while (sysread($device, my $report, 8) == 8) {
+    syswrite($device, "\0$report") == 9 or die "a report is not answered: $!";
+}"#;
+
 impl Gadget {
     fn name(self) -> &'static str {
         match self {
-            Self::Ipod => "ipod",
+            Self::Ipod | Self::MacIpod => "ipod",
+            Self::Reports => "reports",
             Self::Pattern => "pattern",
         }
     }
 
     fn variables(self) -> &'static str {
         match self {
-            Self::Ipod => {
+            Self::Ipod | Self::MacIpod => {
                 "VENDOR=0x05ac PRODUCT=0x1209 MAKER='Apple Inc.' MODEL=iPod FUNCTION=mass_storage \
                  SETTINGS='stall=1 lun.0/removable=1 lun.0/file=/run/netbus/ipod.img'"
+            }
+            Self::Reports => {
+                "VENDOR=0x1d6b PRODUCT=0x0104 MAKER=Linux MODEL=Reports FUNCTION=hid SETTINGS=report_length=8 \
+                 REPORTS='\\x06\\x00\\xff\\x09\\x01\\xa1\\x01\\x15\\x00\\x26\\xff\\x00\\x75\\x08\\x95\\x08\\x09\\x01\\x81\\x02\\x09\\x02\\x91\\x02\\xc0'"
             }
             Self::Pattern => {
                 "VENDOR=0x0525 PRODUCT=0xa4a0 MAKER=Linux MODEL=Zero FUNCTION=SourceSink SETTINGS='pattern=1'"
@@ -48,8 +79,16 @@ impl Machine {
     /// # Errors
     /// When the kernel does not make it or does not see it.
     pub fn add_gadget(&self, gadget: Gadget, controller: u8) -> anyhow::Result<String> {
-        if gadget == Gadget::Ipod {
-            self.run("truncate -s 16M /run/netbus/ipod.img && mkfs.vfat /run/netbus/ipod.img >/dev/null")?;
+        match gadget {
+            Gadget::Ipod => {
+                let script = format!("truncate -s {DISK}M {IMAGE} && mkfs.vfat -F 32 {IMAGE} >/dev/null");
+                self.run(&script).map(drop)?;
+            }
+            Gadget::MacIpod => {
+                hfsplus::make_volume(&self.folder.join("ipod.img"), DISK, "iPod")?;
+                self.run(&format!("mv /lab/ipod.img {IMAGE}"))?;
+            }
+            Gadget::Reports | Gadget::Pattern => {}
         }
         let (name, variables) = (gadget.name(), gadget.variables());
         self.run(&format!("NAME={name} CONTROLLER={controller} SERIAL={SERIAL} {variables}\n{GADGET}"))?;

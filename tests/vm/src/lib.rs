@@ -14,6 +14,7 @@
 //! - [`helper`]: the privileged helper of a machine, and what it needs.
 //! - [`qmp`]: QEMU's own control socket.
 //! - [`gadget`]: USB devices that a machine makes for itself.
+//! - [`hfsplus`]: a file system as Macs make it on a player.
 //! - [`usb_backend`]: a program that uses a USB device as a host does.
 //! - [`usb_frontend`]: a program that plugs USB devices of its own making in, as a daemon does.
 //! - [`writer`]: an application that writes without end and knows what is safe.
@@ -25,6 +26,7 @@ pub mod daemon;
 pub mod disk;
 pub mod gadget;
 pub mod helper;
+pub mod hfsplus;
 pub mod initramfs;
 pub mod kernel;
 pub mod lab;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use netbus_vm_tests::agent::Background;
 use netbus_vm_tests::gadget::{Gadget, SERIAL};
 use netbus_vm_tests::helper::FRIEND;
 use netbus_vm_tests::{Machine, Pair, on_two_machines, wait_for};
@@ -27,11 +28,16 @@ fn an_ipod_is_mounted_and_written_while_the_cable_is_pulled() -> anyhow::Result<
         ensure!(refusal.contains("/mnt"), "{refusal}");
         // Four times while it is written.
         let before = desk.run(TROUBLE)?;
-        let writing = desk.spawn("head -c 8M /dev/urandom >/mnt/album && sync /mnt/album", LONG)?;
-        for _ in 0..4 {
-            std::thread::sleep(Duration::from_millis(700));
+        desk.run("head -c 24M /dev/urandom >/run/netbus/noise")?;
+        let written = format!("awk '{{ print $7 }}' /sys/block/{}/stat", disk.trim_start_matches("/dev/"));
+        let sectors = || -> anyhow::Result<u64> { Ok(desk.run(&written)?.trim().parse()?) };
+        let start = sectors()?;
+        let writing = desk.spawn("cp /run/netbus/noise /mnt/album && sync /mnt/album", LONG)?;
+        for mebibytes in [4, 8, 12, 16] {
+            wait_for("more is written", || Ok((sectors()? >= start + mebibytes * 2048).then_some(())))?;
             pair.attic.cable(false)?;
             std::thread::sleep(Duration::from_secs(2));
+            ensure!(writing.ended()?.is_none(), "It was written before the cable was pulled");
             pair.attic.cable(true)?;
             desk.becomes("active")?;
         }
@@ -39,6 +45,7 @@ fn an_ipod_is_mounted_and_written_while_the_cable_is_pulled() -> anyhow::Result<
         ensure!(desk.run(TROUBLE)? == before, "The kernel has seen the cable pulls: {}", desk.run("dmesg | tail -20")?);
         let sums = "sha256sum </mnt/song && sha256sum </mnt/album";
         let written = desk.run(sums)?;
+        ensure!(written.lines().nth(1) == Some(desk.run("sha256sum </run/netbus/noise")?.trim()), "{written}");
         desk.run("umount /mnt")?;
         desk.run(&format!("echo 3 >/proc/sys/vm/drop_caches && mount {disk} /mnt"))?;
         ensure!(desk.run(sums)? == written, "It is read otherwise than it was written");
@@ -51,6 +58,43 @@ fn an_ipod_is_mounted_and_written_while_the_cable_is_pulled() -> anyhow::Result<
         pair.attic.run(&format!("fsck.vfat -n {disk} && mount {disk} /mnt"))?;
         ensure!(pair.attic.run(sums)? == written, "Attic reads it otherwise");
         pair.attic.run("umount /mnt").map(drop)
+    })
+}
+
+#[test]
+fn an_ipod_of_a_mac_is_mounted_and_written() -> anyhow::Result<()> {
+    with_a_player(Gadget::MacIpod, |pair, _| {
+        let desk = &pair.desk;
+        let disk = desk.node_of(SERIAL)?;
+        let mount = |machine: &Machine, option: &str| {
+            let disk = machine.node_of(SERIAL)?;
+            machine.run(&format!("modprobe hfsplus && mount -t hfsplus -o {option} {disk} /mnt"))
+        };
+        mount(desk, "rw")?;
+        desk.run(
+            "cd /mnt && for number in $(seq 30); do
+                mkdir -p iPod_Control/Music/F$((number % 4)) &&
+                    head -c $((number * 9000)) /dev/urandom >iPod_Control/Music/F$((number % 4))/$number.mp3 || exit
+            done; rm iPod_Control/Music/F1/1.mp3 && sync -f /mnt",
+        )?;
+        let sums = "cd /mnt && find . -type f -print0 | sort -z | xargs -0 sha256sum";
+        let written = desk.run(sums)?;
+        ensure!(written.lines().count() == 29, "{written}");
+        desk.run("umount /mnt && echo 3 >/proc/sys/vm/drop_caches")?;
+        mount(desk, "ro")?;
+        ensure!(desk.run(sums)? == written, "Desk reads what it has not written");
+        desk.run("umount /mnt")?;
+        desk.netbus(&["unsubscribe", "attic/player"])?;
+        is_free(&pair.attic)?;
+        mount(&pair.attic, "ro")?;
+        ensure!(pair.attic.run(sums)? == written, "Attic reads it otherwise");
+        pair.attic.run("umount /mnt")?;
+        // A volume that was not unmounted, or one that is damaged, is told of.
+        for machine in [&pair.attic, desk] {
+            let said = machine.run("dmesg | grep hfsplus: || true")?;
+            ensure!(said.is_empty(), "{}: {said}, on {disk}", machine.name);
+        }
+        Ok(())
     })
 }
 
@@ -73,29 +117,34 @@ fn what_is_pulled_out_at_its_host_is_pulled_out_here_and_is_back_when_it_is_plug
 }
 
 #[test]
-fn a_killed_daemon_unplugs_it_and_the_next_one_plugs_it_in_again() -> anyhow::Result<()> {
+fn a_killed_daemon_is_an_unplug_and_the_next_one_plugs_it_in_with_all_that_was_synced() -> anyhow::Result<()> {
     with_an_ipod(|pair, node| {
+        // The subscriber's: its socket was the plug.
+        let writing = write_for_ever(&pair.desk)?;
         pair.desk.kill_daemon()?;
         wait_for("it is gone at desk", || pair.desk.run(&format!("[ ! -e {node} ]")).map(Some))?;
+        has_an_error(writing, &pair.desk)?;
         pair.desk.start_daemon()?;
         pair.desk.becomes("active")?;
-        let disk = pair.desk.node_of(SERIAL)?;
-        pair.desk.run(&format!("mount {disk} /mnt && echo one >/mnt/one && umount /mnt"))?;
+        is_safe(&pair.desk)?;
         // The host's: what it had in flight is nobody's any more, so that the device is another one.
+        let writing = write_for_ever(&pair.desk)?;
+        let is_there = format!("[ -e {} ]", pair.desk.node_of(SERIAL)?);
         pair.attic.kill_daemon()?;
+        pair.desk.wait_until("peers", "attic is away", |peers| peers["peers"][0]["connected"] == false)?;
+        ensure!(writing.ended()?.is_none(), "The program has an error though the host may come back");
+        pair.desk.run(&is_there)?;
         pair.attic.start_daemon()?;
-        let before = pair.desk.run("cat /sys/devices/platform/vhci_hcd.0/usb*/*-[1-9]*/devnum | sort -n | tail -1")?;
-        wait_for("it is plugged in anew", || {
-            let now = pair
-                .desk
-                .run("cat /sys/devices/platform/vhci_hcd.0/usb*/*-[1-9]*/devnum 2>/dev/null | sort -n | tail -1")?;
-            Ok((!now.is_empty() && now != before).then_some(()))
-        })?;
+        wait_for("it is gone at desk", || Ok((pair.desk.try_run(&is_there)?.status == Some(1)).then_some(())))?;
+        has_an_error(writing, &pair.desk)?;
         pair.desk.becomes("active")?;
-        let disk = pair.desk.node_of(SERIAL)?;
-        pair.desk.run(&format!("mount -o ro {disk} /mnt && grep -qx one /mnt/one && umount /mnt"))?;
+        let sum = is_safe(&pair.desk)?;
         pair.desk.netbus(&["unsubscribe", "attic/player"])?;
-        is_free(&pair.attic)
+        is_free(&pair.attic)?;
+        let disk = pair.attic.node_of(SERIAL)?;
+        let there = pair.attic.run(&format!("mount -o ro {disk} /mnt && sha256sum </mnt/safe && umount /mnt"))?;
+        ensure!(there == sum, "Attic reads otherwise what was synced");
+        Ok(())
     })
 }
 
@@ -126,8 +175,13 @@ fn a_host_that_is_away_for_too_long_is_an_unplug_and_comes_back_as_a_plug() -> a
 /// Runs a test on two paired machines whose daemons have no rights. Attic has a virtual iPod, which desk has subscribed
 /// to; the test gets its place in desk's sysfs.
 fn with_an_ipod(test: impl FnOnce(&mut Pair, &str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    with_a_player(Gadget::Ipod, test)
+}
+
+/// The same, with a player of either kind.
+fn with_a_player(player: Gadget, test: impl FnOnce(&mut Pair, &str) -> anyhow::Result<()>) -> anyhow::Result<()> {
     on_two_users(|pair| {
-        let place = pair.attic.add_gadget(Gadget::Ipod, 0)?;
+        let place = pair.attic.add_gadget(player, 0)?;
         pair.attic.node_of(SERIAL)?;
         let node = plug_in(pair, &place, "player")?;
         test(pair, &node)
@@ -155,6 +209,33 @@ pub(super) fn plug_in(pair: &Pair, place: &str, channel: &str) -> anyhow::Result
     let is_there = format!("[ -e {node}/idVendor ]");
     wait_for("desk's kernel has it", || pair.desk.run(&is_there).map(Some)).context("It was subscribed to")?;
     Ok(node)
+}
+
+/// Mounts desk's iPod, makes a file there safe, and writes another one until that fails; ends with status 9 then.
+fn write_for_ever(desk: &Machine) -> anyhow::Result<Background> {
+    let (disk, log) = (desk.node_of(SERIAL)?, "/run/netbus/writing");
+    desk.run(&format!(
+        "mount {disk} /mnt && head -c 2M /dev/urandom >/mnt/safe && sync -f /mnt &&
+            sha256sum </mnt/safe >/run/netbus/sum && : >{log}"
+    ))?;
+    let write = "dd if=/dev/zero of=/mnt/more bs=64k count=32 conv=notrunc,fsync 2>/dev/null";
+    let writing = desk.spawn(&format!("while {write}; do echo once >>{log}; done; exit 9"), LONG)?;
+    wait_for("it is written", || desk.run(&format!("[ $(wc -l <{log}) -ge 2 ]")).map(Some))?;
+    Ok(writing)
+}
+
+/// Waits until the writing program has got the error that a disk gives which was pulled out.
+fn has_an_error(writing: Background, desk: &Machine) -> anyhow::Result<()> {
+    ensure!(writing.wait()?.status == Some(9), "The writing program has no error");
+    desk.run("umount /mnt").map(drop)
+}
+
+/// Looks at what was made safe on desk's iPod; gives its sum.
+fn is_safe(desk: &Machine) -> anyhow::Result<String> {
+    let disk = desk.node_of(SERIAL)?;
+    let sum = desk.run(&format!("mount -o ro {disk} /mnt && sha256sum </mnt/safe && umount /mnt"))?;
+    ensure!(sum == desk.run("cat /run/netbus/sum")?, "Desk reads otherwise what was synced");
+    Ok(sum)
 }
 
 /// Waits until nobody has attic's iPod, and its own driver has it.

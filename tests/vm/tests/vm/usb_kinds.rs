@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use netbus_vm_tests::gadget::Gadget;
+use netbus_vm_tests::gadget::{ANSWER_REPORTS, Gadget, SEND_REPORTS};
 use netbus_vm_tests::{Machine, wait_for};
 use serde_json::json;
 
@@ -56,6 +56,35 @@ fn no_event_of_a_tablet_is_lost_though_the_cable_is_pulled() -> anyhow::Result<(
         desk.netbus(&["unsubscribe", "attic/tablet"])?;
         wait_for("attic's driver has it", || Ok((attic.driver_at(&place)? == "usbhid").then_some(())))?;
         attic.pull_qemus("usb-tablet")
+    })
+}
+
+#[test]
+fn every_report_comes_back_once_though_the_cable_is_pulled() -> anyhow::Result<()> {
+    on_two_users(|pair| {
+        pair.attic.run("modprobe -a usbhid hid_generic")?;
+        pair.desk.run("modprobe -a usbhid hid_generic")?;
+        let place = pair.attic.add_gadget(Gadget::Reports, 0)?;
+        let node = plug_in(pair, &place, "panel")?;
+        let (attic, desk) = (&pair.attic, &pair.desk);
+        let find = format!("ls $(readlink -f {node})/*:1.0/*/hidraw");
+        let raw = wait_for("desk has an input device", || desk.run(&find).map(Some))?;
+        let raw = format!("/dev/{}", raw.trim());
+        let _answering = desk.spawn(&format!("perl -e '{ANSWER_REPORTS}' {raw}"), LONG)?;
+        let is_open = format!("ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q {raw}");
+        wait_for("it is read", || desk.run(&is_open).map(Some))?;
+        // Opening it takes the kernel 50 ms, and what comes meanwhile is thrown away.
+        let first = format!("timeout 5 perl -e '{SEND_REPORTS}' 1");
+        wait_for("the first report comes back", || attic.run(&first).map(Some))?;
+        for _ in 0..3 {
+            let sending = attic.spawn(&format!("perl -e '{SEND_REPORTS}' 200"), LONG)?;
+            attic.cable(false)?;
+            std::thread::sleep(Duration::from_secs(2));
+            attic.cable(true)?;
+            sending.succeeds()?;
+        }
+        desk.netbus(&["unsubscribe", "attic/panel"])?;
+        wait_for("attic's driver has it", || Ok((attic.driver_at(&place)? == "usbhid").then_some(()))).map(drop)
     })
 }
 
