@@ -1,11 +1,13 @@
 //! One publication at its host: the lease desk, the device while somebody may use it, the exports of its leases.
 //!
+//! - `closing`: a device that is let go.
 //! - `content`: what is known to be on a device, where its subscriber does not tell.
 //! - `giving`: a lease becomes a channel or a data link.
 //! - `evidence`: whether an opened device has the content that a subscriber has left.
 //! - `unflushed`: whether something that was answered over a data link may be lost.
 //! - `unplugged`: a device that goes away while peers have it open.
 
+mod closing;
 mod content;
 mod evidence;
 mod giving;
@@ -21,6 +23,7 @@ use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, Instance, Publication
 use netbus_proto::lease::{self, Effect, LeaseDesk, Leased, OpenCall};
 use netbus_proto::request::DeviceError;
 use netbus_proto::wire::control::{Control, Offer, Open, Reason, Refusal, Revoked};
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use self::content::{Left, Watched};
@@ -56,6 +59,8 @@ pub(super) struct Publication {
     settling: HashMap<Epoch, Instance>,
     /// What the last lease over a data link has left on the device.
     left: Option<Left>,
+    /// Devices that are being closed.
+    closing: Vec<JoinHandle<()>>,
 }
 
 /// The device behind a publication.
@@ -117,6 +122,7 @@ impl Publication {
             close_errors: HashMap::new(),
             settling: HashMap::new(),
             left: None,
+            closing: Vec::new(),
         }
     }
 
@@ -421,24 +427,26 @@ impl Publication {
 
     fn granted(&mut self, core: &Core, sessions: &Sessions, grant: PendingGrant) {
         let read_only = !grant.write;
+        // What an earlier use has left in a device is not for the next one, which may be another peer's. Readers may have
+        // it together.
+        let is_another_life =
+            self.class.policy(read_only).replug && grant.asked.resume.is_none() && self.exports.is_empty();
         match &mut self.device {
-            Device::Open { read_only: mode, .. } if *mode == read_only => {
+            Device::Open { read_only: mode, .. } if *mode == read_only && !is_another_life => {
                 self.admit(core, sessions, grant);
             }
             Device::Opening { read_only: mode, grants } if *mode == read_only => grants.push(grant),
             Device::Closed | Device::Open { .. } | Device::Failed { .. } | Device::Opening { .. } => {
                 // The desk grants one writer or many readers, so nobody uses the device in the other mode.
-                let opening = Device::Opening { read_only, grants: vec![grant] };
-                let before = std::mem::replace(&mut self.device, opening);
+                self.close_device(Device::Opening { read_only, grants: vec![grant] });
+                // Its claim ends before, or the device could not be claimed anew.
+                let closed = self.until_closed();
                 let (class, identity, inputs) =
                     (Arc::clone(&self.class), self.stored.identity.clone(), core.inputs.clone());
                 let publication = self.stored.id;
                 tokio::spawn(async move {
-                    let opening = tokio::task::spawn_blocking(move || {
-                        // Its claim ends here, or the device could not be claimed anew.
-                        drop(before);
-                        class.open(&identity, read_only)
-                    });
+                    closed.await;
+                    let opening = tokio::task::spawn_blocking(move || class.open(&identity, read_only));
                     let result = match opening.await.expect("opening a device does not panic") {
                         Ok(opened) => flushed(opened).await,
                         Err(error) => Err(error),
@@ -531,16 +539,6 @@ impl Publication {
             self.stored.identity.last_path.clone_from(&opened.path);
             self.stored.device.0 = opened.device.to_vec();
             core.store_publication(&self.stored);
-        }
-    }
-
-    /// Closes a device that nobody may use any more.
-    fn let_go(&mut self, core: &Core) {
-        if let Device::Open { .. } | Device::Failed { .. } = self.device {
-            self.take_stamp(core);
-            let device = std::mem::replace(&mut self.device, Device::Closed);
-            // Closing may wait for the device.
-            tokio::task::spawn_blocking(move || drop(device));
         }
     }
 

@@ -109,6 +109,39 @@ async fn what_makes_no_sense_for_such_a_device_is_refused() {
     assert!(error.kind == ErrorKind::Invalid && error.message.contains("--give-up-after"), "{}", error.message);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_takes_its_time_to_be_closed_is_opened_after_that() {
+    let (attic, desk, queue) = closing_slowly().await;
+    ask(&queue, write(0, &[1; 100])).await.unwrap();
+    desk.unsubscribe("slate").await.unwrap();
+    let node = desk.subscribe("attic/slate", false).await.unwrap();
+    assert_eq!(attic.slate.opens(), 2);
+    ask(&desk.slate.queue(&node), write(0, &[2; 100])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_use_that_does_not_go_on_with_an_earlier_one_finds_nothing_of_it() {
+    let (attic, mut desk, queue) = closing_slowly().await;
+    ask(&queue, write(0, &[1; 100])).await.unwrap();
+    assert_eq!(attic.slate.opens(), 1);
+    // A daemon that starts knows nothing of the use before.
+    desk.crash().await;
+    desk.resume().await;
+    let anew = back(&desk).await;
+    ask(&anew, read(0, 100)).await.unwrap();
+    assert_eq!(attic.slate.opens(), 2, "the device was not opened for the new use");
+}
+
+/// How long a slate takes that is closed slowly. It is long enough for whoever does not wait to come too early.
+const CLOSING: Duration = Duration::from_millis(500);
+
+/// A host, and a subscriber that uses the host's slate, which takes its time to be closed.
+async fn closing_slowly() -> (Machine, Machine, Queue) {
+    let (attic, desk, queue) = slate(LONG).await;
+    attic.slate.set_closing(CLOSING);
+    (attic, desk, queue)
+}
+
 /// Waits until the subscriber has no node.
 async fn gone(desk: &Machine) {
     until("the device to go", async || desk.slate.nodes().is_empty().then_some(())).await;
@@ -128,7 +161,9 @@ async fn back(desk: &Machine) -> Queue {
 /// A host, and a subscriber that uses the host's slate for one life of it.
 async fn slate(replug_after: Duration) -> (Machine, Machine, Queue) {
     let (attic, desk) = crate::pair().await;
-    desk.slate.set_replug_after(replug_after);
+    for machine in [&attic, &desk] {
+        machine.slate.set_replug_after(replug_after);
+    }
     attic.publish_device("slate", "slate").await.unwrap();
     let node = desk.subscribe("attic/slate", false).await.unwrap();
     let queue = desk.slate.queue(&node);

@@ -45,6 +45,12 @@ struct Device {
     failed: bool,
     changes: usize,
     unplugged: bool,
+    /// How often it was opened.
+    opens: usize,
+    /// Which life of it is open.
+    claimed: Option<u8>,
+    /// How long it takes to be closed.
+    closing: Duration,
 }
 
 impl Default for Device {
@@ -58,6 +64,9 @@ impl Default for Device {
             failed: false,
             changes: 0,
             unplugged: false,
+            opens: 0,
+            claimed: None,
+            closing: Duration::ZERO,
         }
     }
 }
@@ -106,6 +115,16 @@ impl SlateClass {
     /// Changes that the device was asked for.
     pub(crate) fn changes(&self) -> usize {
         self.lock().changes
+    }
+
+    /// How often it was opened.
+    pub(crate) fn opens(&self) -> usize {
+        self.lock().opens
+    }
+
+    /// How long it takes to be closed from now on.
+    pub(crate) fn set_closing(&self, time: Duration) {
+        self.lock().closing = time;
     }
 
     pub(crate) fn life(&self) -> u8 {
@@ -236,9 +255,14 @@ impl DeviceClass for SlateClass {
     fn open(&self, identity: &Identity, _read_only: bool) -> Result<OpenedDevice, OpenError> {
         self.locate(identity)?;
         let mut device = self.lock();
+        if device.claimed == Some(device.life) {
+            return Err(OpenError::InUse("The slate is open".to_owned()));
+        }
         if device.failed {
             device.begin_anew();
         }
+        device.opens += 1;
+        device.claimed = Some(device.life);
         Ok(OpenedDevice {
             backend: Arc::new(Slate { class: self.clone(), life: device.life }),
             device: Bytes::from_static(&[0x19, 0x10, 0x00]),
@@ -325,6 +349,15 @@ impl DeviceClass for SlateClass {
 struct Slate {
     class: SlateClass,
     life: u8,
+}
+
+impl Drop for Slate {
+    fn drop(&mut self) {
+        let closing = self.class.lock().closing;
+        std::thread::sleep(closing);
+        let mut device = self.class.lock();
+        device.claimed = device.claimed.filter(|life| *life != self.life);
+    }
 }
 
 impl Backend for Slate {

@@ -32,9 +32,7 @@ impl Publication {
             self.take_back(sessions, grant, Reason::Absent, &text);
         }
         // Before anything is fenced, so that nobody takes what is lost for flushed.
-        let device = std::mem::replace(&mut self.device, Device::Closed);
-        // Closing may wait for the device.
-        tokio::task::spawn_blocking(move || drop(device));
+        self.close_device(Device::Closed);
         // Before the links of its leases end, so that their peers know why.
         self.tell_offer(core, sessions);
         self.desk.handle_device_lost(Instant::now());
