@@ -60,7 +60,7 @@ async fn serve_link(
     stream.set_nodelay(true)?;
     let device = opened.device.clone();
     let attachment = Attachment::start(Side::Host, Arc::clone(class), device.clone(), false, None, None);
-    let policy = class.policy();
+    let policy = class.policy(false);
     let binding = Binding {
         epoch,
         generation: Generation(0),
