@@ -128,9 +128,13 @@ fn the_kernels_tests_of_a_device_pass() -> anyhow::Result<()> {
     })
 }
 
-/// The kernel's tests that are for any device: number, iterations, bytes, step of the
-/// length, pieces. Control requests, bulk transfers whole, in pieces, unaligned, given up; halts.
-const TESTS: [[u32; 5]; 20] = [
+/// The kernel's tests: number, iterations, bytes, step of the length, pieces. Control requests, also with data towards the
+/// device; bulk transfers whole, in pieces, unaligned, given up; halts.
+///
+/// Four of those that are below 25 are not among them, since the virtual controller has no isochronous endpoints: 15, 16,
+/// 22, and 23. Sound is isochronous. Of the later ones, 25 and 26 are for interrupt endpoints, which gadget zero has not,
+/// and 27 and 28 measure.
+const TESTS: [[u32; 5]; 22] = [
     [0, 1, 0, 0, 0],
     [1, 20, 1024, 0, 0],
     [2, 20, 1024, 0, 0],
@@ -145,10 +149,12 @@ const TESTS: [[u32; 5]; 20] = [
     [11, 10, 1024, 0, 0],
     [12, 10, 1024, 0, 0],
     [13, 5, 1024, 0, 0],
+    [14, 20, 1024, 512, 0],
     [17, 5, 1024, 0, 0],
     [18, 5, 1024, 0, 0],
     [19, 5, 1024, 0, 0],
     [20, 5, 1024, 0, 0],
+    [21, 20, 1024, 512, 0],
     [24, 5, 1024, 0, 8],
     [29, 5, 1024, 0, 0],
 ];
