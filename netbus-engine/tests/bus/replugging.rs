@@ -95,6 +95,36 @@ async fn what_is_out_is_handed_back_without_force() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_being_plugged_out_may_be_handed_back_at_that_moment() {
+    let (attic, desk, _queue) = slate(LONG).await;
+    desk.slate.set_removal(Duration::from_secs(2));
+    attic.slate.unplug();
+    until("the device to go", async || desk.status().await.subscribed[0].node.is_none().then_some(())).await;
+    assert_eq!(desk.slate.nodes(), ["attic/slate"], "it is gone already");
+    desk.unsubscribe("slate").await.unwrap();
+    assert!(desk.status().await.subscribed.is_empty() && desk.slate.nodes().is_empty());
+    attic.slate.plug_in();
+    attic.nobody_uses().await;
+    // Nothing of it is in the way of a next use, once the host's word that it has it back is here.
+    until("a next use", async || desk.subscribe("attic/slate", false).await.ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_use_that_its_owner_ends_leaves_no_broken_device_behind() {
+    let (attic, desk, queue) = slate(LONG).await;
+    let revoke = Call::Revoke { channel: "slate".to_owned(), peer: None, confirmed: true };
+    attic.call(revoke).await.unwrap();
+    gone(&desk).await;
+    ask(&queue, read(0, 1)).await.unwrap_err();
+    let status = desk.status().await;
+    let used = &status.subscribed[0];
+    assert_eq!((used.state, &used.node), (SubscribedState::Faulted, &None));
+    assert!(used.error.as_ref().is_some_and(|text| text.contains("took it back")), "{used:?}");
+    desk.unsubscribe("slate").await.unwrap();
+    desk.subscribe("attic/slate", false).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_makes_no_sense_for_such_a_device_is_refused() {
     let (attic, desk) = crate::pair().await;
     desk.slate.set_replug_after(LONG);

@@ -30,6 +30,7 @@ pub(crate) struct ShelfClass {
     handless: Arc<AtomicBool>,
     machined: Arc<AtomicBool>,
     delay: Arc<Mutex<Duration>>,
+    removal: Arc<Mutex<Duration>>,
 }
 
 impl ShelfClass {
@@ -46,6 +47,11 @@ impl ShelfClass {
     /// How long the real shelf takes for everything from now on.
     pub(crate) fn set_delay(&self, delay: Duration) {
         *self.delay.lock().unwrap() = delay;
+    }
+
+    /// How long it takes from now on until a frontend is gone.
+    pub(crate) fn set_removal(&self, time: Duration) {
+        *self.removal.lock().unwrap() = time;
     }
 
     /// What is in a cell of the real shelf.
@@ -200,7 +206,8 @@ impl DeviceClass for ShelfClass {
             }
             let node = format!("{}/{}", presentation.host, presentation.channel);
             self.fronts.lock().unwrap().insert(node.clone(), queue);
-            Ok(Box::new(Hand { node, fronts: Arc::clone(&self.fronts) }) as Box<dyn Frontend>)
+            let (fronts, removal) = (Arc::clone(&self.fronts), Arc::clone(&self.removal));
+            Ok(Box::new(Hand { node, fronts, removal }) as Box<dyn Frontend>)
         })
     }
 
@@ -253,6 +260,7 @@ fn answer(ticket: Ticket, cells: &Mutex<HashMap<u8, Bytes>>) {
 struct Hand {
     node: String,
     fronts: Arc<Mutex<HashMap<String, Queue>>>,
+    removal: Arc<Mutex<Duration>>,
 }
 
 impl Frontend for Hand {
@@ -262,6 +270,8 @@ impl Frontend for Hand {
 
     fn remove(&mut self, _force: bool) -> BoxFuture<'_, Result<(), RemoveError>> {
         Box::pin(async move {
+            let time = *self.removal.lock().unwrap();
+            tokio::time::sleep(time).await;
             self.fronts.lock().unwrap().remove(&self.node);
             Ok(())
         })

@@ -140,6 +140,11 @@ impl SlateClass {
         self.hands.nodes()
     }
 
+    /// How long it takes from now on until a frontend is gone.
+    pub(crate) fn set_removal(&self, time: Duration) {
+        self.hands.set_removal(time);
+    }
+
     /// From now on a frontend is of one life of the device, and waits for it no longer than this.
     pub(crate) fn set_replug_after(&self, time: Duration) {
         *self.replug_after.lock().unwrap() = Some(time);

@@ -26,6 +26,11 @@ impl Subscriber {
         else {
             return reply.fail(ApiErrorKind::NotFound, "That channel is not in use here");
         };
+        if subscription.work == Some(Work::Unplugging) {
+            // Nobody has it any more, so that nothing is in the way.
+            subscription.unsubscribing = Some(reply);
+            return self.end(core, key);
+        }
         if let Some(work) = subscription.work {
             if force && work == Work::TakingDown && subscription.forcing.is_none() {
                 // Whatever that waits for gets errors now, and so it ends.
@@ -83,8 +88,6 @@ impl Subscriber {
         let forcing = subscription.forcing.take();
         match result {
             Ok(unsafe_because) => {
-                subscription.stored.ended = true;
-                subscription.node = None;
                 if let Some(why) = unsafe_because
                     && let Some(reply) = subscription.unsubscribing.take()
                 {
@@ -97,9 +100,7 @@ impl Subscriber {
                     }
                     forcing => subscription.unsubscribing = subscription.unsubscribing.take().or(forcing),
                 }
-                self.save(core);
-                let channel = core.channel_path(key.0, &self.subscriptions[&key].stored.channel);
-                core.tell(Event::Unsubscribed { channel });
+                self.end(core, key);
                 self.hand_back(core, key, sessions);
             }
             Err((frontend, error)) => {
@@ -107,11 +108,29 @@ impl Subscriber {
                 if let Some(reply) = subscription.unsubscribing.take() {
                     reply.fail(ApiErrorKind::InUse, error_chain(&error));
                 }
+                if let State::Faulted { text, .. } = &subscription.state
+                    && subscription.is_replugged(core)
+                {
+                    let text = text.clone();
+                    subscription.unplug(core, key, &text);
+                }
                 if let Some(reply) = forcing {
                     self.unsubscribe(core, key, true, reply);
                 }
             }
         }
+    }
+
+    /// Notes that a use is over, but for its lease.
+    fn end(&mut self, core: &Core, key: Key) {
+        let Some(subscription) = self.subscriptions.get_mut(&key) else {
+            return;
+        };
+        subscription.stored.ended = true;
+        subscription.node = None;
+        let channel = core.channel_path(key.0, &subscription.stored.channel);
+        self.save(core);
+        core.tell(Event::Unsubscribed { channel });
     }
 
     /// Takes every node away and hands every lease back, within a bounded time: the daemon stops. A node that the kernel

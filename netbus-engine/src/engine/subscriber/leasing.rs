@@ -187,7 +187,10 @@ impl Subscriber {
         } else if let Some(attachment) = &subscription.attachment {
             attachment.link_lost(epoch);
         }
-        if let Some(reply) = subscription.unsubscribing.take() {
+        // What is being plugged out is handed back then, whatever becomes of its device.
+        if subscription.work != Some(Work::Unplugging)
+            && let Some(reply) = subscription.unsubscribing.take()
+        {
             reply.fail(ApiErrorKind::Unavailable, interrupted(subscription, &why));
         }
         self.tell_state(core, key);

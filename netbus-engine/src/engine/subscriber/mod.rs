@@ -125,6 +125,7 @@ impl Subscriber {
         }
         if let Some(existing) = self.subscriptions.get(&key)
             && (!existing.stored.ended
+                || existing.work.is_some()
                 || matches!(existing.state, State::Opening { .. } | State::Linking { .. } | State::Closing { .. }))
         {
             let text = match &existing.node {
@@ -410,7 +411,8 @@ impl Subscriber {
         }
     }
 
-    /// Ends a use for good: its node gives errors until it is taken away. A lease that the host still holds for it goes
+    /// Ends a use for good: its node gives errors until it is taken away, or is taken away at once if it is of one life of
+    /// its device. A lease that the host still holds for it goes
     /// back by `unsubscribe`. `kind` is for who waits for the node.
     fn fault(&mut self, core: &Core, key: Key, kind: ApiErrorKind, text: &str) {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
@@ -429,7 +431,10 @@ impl Subscriber {
         };
         subscription.discard_node();
         subscription.state = State::Faulted { text: text.to_owned(), open };
-        if let Some(attachment) = &subscription.attachment {
+        if subscription.is_replugged(core) {
+            // A device that nobody can use any more is better gone than there and broken.
+            subscription.unplug(core, key, text);
+        } else if let Some(attachment) = &subscription.attachment {
             attachment.fault(DeviceError::new(ErrorKind::Gone, text));
         }
         if let Some(reply) = subscription.unsubscribing.take() {
