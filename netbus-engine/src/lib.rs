@@ -15,7 +15,7 @@
 //! - [`session`]: links to other machines, up to messages of open channels.
 //! - [`identity`]: this machine's key, whom it trusts, and how machines come to trust each other.
 //! - [`discovery`]: who is on the network.
-//! - [`sleep`]: the machine's sleep, told and held up.
+//! - [`sleep`]: the machine's sleep and its user's logging out, told and held up.
 //! - [`engine`]: the owner of all state, one task.
 //! - [`control`]: the API for the command line and the tray app; [`daemon`] puts it all together.
 //! - [`doctor`]: whether this machine has what all of that needs.

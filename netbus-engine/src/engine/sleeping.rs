@@ -19,7 +19,7 @@ use crate::sleep::{News, Sleep, Wishes};
 /// How long the flushes may take. The system waits for a little longer.
 const FLUSH_TIME: Duration = Duration::from_secs(4);
 
-/// How many uses of this machine's devices are told as the reason why it stays awake.
+/// How many uses are told as the reason why the machine stays awake or its user logged in.
 const TOLD_USES: usize = 3;
 
 /// What comes in about the machine's sleep.
@@ -46,6 +46,17 @@ impl Flush {
     }
 }
 
+/// Uses as one reason for a person, or none if there is none.
+fn told(mut uses: impl Iterator<Item = String>) -> Option<String> {
+    let reasons: Vec<String> = uses.by_ref().take(TOLD_USES).collect();
+    let more = uses.count();
+    let more = (more > 0).then(|| format!("{more} more"));
+    let is_used = !reasons.is_empty();
+    let reasons = reasons.into_iter().chain(more).collect::<Vec<_>>().join(", ");
+    // What a peer calls itself goes to a screen here.
+    is_used.then(|| reasons.replace(char::is_control, " "))
+}
+
 /// Begins to hear of the machine's sleep.
 pub(super) fn listen(inputs: mpsc::UnboundedSender<Input>) -> Sleep {
     // The engine is gone only when the daemon stops.
@@ -55,16 +66,10 @@ pub(super) fn listen(inputs: mpsc::UnboundedSender<Input>) -> Sleep {
 impl Engine {
     /// Says what is in use now.
     pub(super) fn tell_uses(&self) {
-        let mut uses = self.host.uses(&self.core);
-        let reasons: Vec<String> = uses.by_ref().take(TOLD_USES).collect();
-        let more = uses.count();
-        let more = (more > 0).then(|| format!("{more} more"));
-        let is_used = !reasons.is_empty();
-        let reasons = reasons.into_iter().chain(more).collect::<Vec<_>>().join(", ");
-        // What a peer calls itself goes to a screen here.
-        let reasons = reasons.replace(char::is_control, " ");
-        let delay = is_used || self.subscriber.iter().next().is_some();
-        self.sleep.want(Wishes { delay, stay_awake: is_used.then_some(reasons) });
+        let stay_awake = told(self.host.uses(&self.core));
+        let stay_logged_in = told(self.host.uses(&self.core).chain(self.subscriber.uses_of_nodes(&self.core)));
+        let delay = stay_awake.is_some() || self.subscriber.iter().next().is_some();
+        self.sleep.want(Wishes { delay, stay_awake, stay_logged_in });
     }
 
     pub(super) fn turn(&mut self, turn: Turn) {

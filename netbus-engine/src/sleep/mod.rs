@@ -1,4 +1,4 @@
-//! The machine's sleep, as its service manager tells of it and lets it be held up.
+//! The machine's sleep, as its service manager tells of it and lets it be held up, and its user's logging out.
 //!
 //! ```text
 //!                     in use                     PrepareForSleep(true)              the owner is done, or late
@@ -10,12 +10,17 @@
 //! Beside that, the machine does not fall asleep for want of a user at its keyboard while somebody else uses a device of
 //! it. A user who sends it to sleep is obeyed.
 //!
-//! On Linux it is logind who is asked, over the system's message bus. Where there is none, nothing happens.
+//! The daemon ends with its user's last session. So whoever logs out while something is in use is asked first.
+//!
+//! On Linux it is logind who is asked about sleep, over the system's message bus, and the desktop's portal about logging
+//! out, over the session's. Where there is none, nothing happens.
 
 #[cfg(target_os = "linux")]
 mod logind;
 #[cfg(not(target_os = "linux"))]
 mod portable;
+#[cfg(target_os = "linux")]
+mod portal;
 
 use std::time::Duration;
 
@@ -29,13 +34,15 @@ use self::portable as system;
 /// What the owner wants of the system. It is given up when this is dropped.
 pub struct Sleep(watch::Sender<Wishes>);
 
-/// What holds the machine's sleep up at a moment.
+/// What holds the machine's sleep up at a moment, and its user's logging out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
     /// Something is in use that is to be made durable before the machine sleeps.
     pub delay: bool,
     /// Why the machine is not to fall asleep by itself, in words for its user.
     pub stay_awake: Option<String>,
+    /// Why the user is asked before logging out, in words for the user.
+    pub stay_logged_in: Option<String>,
 }
 
 /// What the owner hears.
@@ -55,6 +62,8 @@ impl Sleep {
     #[must_use]
     pub fn start(tell: impl Fn(News) + Send + Sync + 'static) -> Self {
         let (sender, wishes) = watch::channel(Wishes::default());
+        #[cfg(target_os = "linux")]
+        tokio::spawn(portal::run(wishes.clone()));
         tokio::spawn(system::run(wishes, tell));
         Self(sender)
     }

@@ -11,9 +11,12 @@
 //! - [`disk`]: images with real files, loop devices, mounts.
 //! - [`cgroup`]: control groups that bound memory.
 //! - [`logind`]: a stand-in for logind on a bus of its own, which says when the machine sleeps.
+//! - [`portal`]: a stand-in for a desktop's portal, which would ask whoever logs out.
+//! - [`bus`]: a message bus that one host has for itself.
 //! - [`rogue`]: a peer that does not keep to the protocol.
 
 pub mod blocks;
+pub mod bus;
 pub mod cgroup;
 pub mod disk;
 pub mod host;
@@ -21,6 +24,7 @@ pub mod lan;
 pub mod logind;
 pub mod medium;
 pub mod mounts;
+pub mod portal;
 pub mod relay;
 pub mod rogue;
 

@@ -3,7 +3,6 @@
 //! It gives inhibitors and sees when they are closed, as logind does, and says that the machine sleeps when a test wants.
 
 use std::io::PipeReader;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
@@ -12,6 +11,7 @@ use zbus::blocking::{Connection, connection::Builder};
 use zbus::interface;
 use zbus::zvariant::OwnedFd;
 
+use crate::bus::Bus;
 use crate::host::Host;
 use crate::wait_for;
 
@@ -43,8 +43,6 @@ pub struct Inhibitor {
 /// An inhibitor, and the other end of its descriptor.
 struct Given(Inhibitor, PipeReader);
 
-struct Bus(Child);
-
 struct Manager(Arc<Mutex<Vec<Given>>>);
 
 #[interface(name = "org.freedesktop.login1.Manager")]
@@ -63,17 +61,8 @@ impl Logind {
     /// # Errors
     /// When the bus does not start.
     pub fn of(host: &mut Host) -> anyhow::Result<Self> {
-        let socket = host.folder.join("system-bus");
-        let address = format!("unix:path={}", socket.display());
-        let bus = Bus(Command::new("dbus-daemon")
-            .args(["--session", "--nofork", "--nopidfile", &format!("--address={address}")])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("dbus-daemon cannot be run; `cargo xtask setup` installs what the tests need")?);
-        wait_for("the bus is there", || Ok(socket.exists().then_some(())))?;
-        host.set("DBUS_SYSTEM_BUS_ADDRESS", &address);
-        Self::serve(Builder::address(address.as_str())?, Some(bus))
+        let bus = Bus::start(host, "system-bus", "DBUS_SYSTEM_BUS_ADDRESS")?;
+        Self::serve(bus.builder()?, Some(bus))
     }
 
     /// Is logind on this machine's own bus, where there is no other.
@@ -130,13 +119,5 @@ impl Logind {
 
     fn prepare_for_sleep(&self, start: bool) -> anyhow::Result<()> {
         Ok(self.connection.emit_signal(None::<()>, PATH, MANAGER, "PrepareForSleep", &(start,))?)
-    }
-}
-
-impl Drop for Bus {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

@@ -16,6 +16,12 @@ impl Subscriber {
         writers.filter_map(|subscription| flush(core, subscription))
     }
 
+    /// What programs of this machine can write to or, as with devices, lose in the middle of something.
+    pub(in crate::engine) fn uses_of_nodes(&self, core: &Core) -> impl Iterator<Item = String> {
+        let used = self.iter().filter(|subscription| subscription.node.is_some() && !subscription.stored.read_only);
+        used.map(|used| format!("{} is used here", core.channel_path(used.stored.host, &used.stored.channel)))
+    }
+
     /// Tries at once what waits. Links that the kernel has are over if their hosts have heard nothing `for_long`, but the
     /// kernel would take its time to learn it.
     pub(in crate::engine) fn retry_now(&mut self, for_long: bool) {

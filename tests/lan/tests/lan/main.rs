@@ -13,6 +13,7 @@ mod hostile;
 mod images;
 mod leases;
 mod load;
+mod logout;
 mod main_job;
 mod memory;
 mod nbd;
