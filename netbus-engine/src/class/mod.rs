@@ -4,6 +4,8 @@
 //! its backend, `check` judges each request a peer sends, `present` gives the subscriber its frontend.
 
 pub mod block;
+#[cfg(target_os = "linux")]
+pub mod optical;
 mod slug;
 #[cfg(target_os = "linux")]
 pub mod usb;
@@ -376,6 +378,9 @@ impl Registry {
             // Knows its devices by exact names, so it is asked before the class that takes a name for that of a file.
             #[cfg(target_os = "linux")]
             Arc::new(usb::UsbClass::new()),
+            // Knows discs and their images by what is in them.
+            #[cfg(target_os = "linux")]
+            Arc::new(optical::OpticalClass::new()),
             Arc::new(block::BlockClass::new()),
         ])
     }

@@ -8,7 +8,7 @@
 //!   socket.
 
 pub mod frontend;
-mod identity;
+pub(in crate::class) mod identity;
 mod local;
 pub mod partitions;
 mod scan;
@@ -28,7 +28,7 @@ use netbus_proto::wire::control::Framing;
 use self::frontend::{disk::KernelDisk, loop_device::LoopDisk};
 #[cfg(target_os = "linux")]
 pub(in crate::class) use self::scan::{
-    linux::{System, attribute},
+    linux::{Disk, Snapshot, System, attribute},
     uses::{DiskBelow, disks_below},
 };
 use super::{
@@ -294,7 +294,7 @@ fn geometry(device: &Bytes) -> Result<Geometry, DeviceError> {
 }
 
 /// A size for people, in the unit that keeps it below 1024: `4.0 GiB`.
-fn human_size(bytes: u64) -> String {
+pub(in crate::class) fn human_size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} bytes");

@@ -19,7 +19,7 @@ use crate::class::slug::slug;
 use crate::class::{Identified, Identity, LocalDevice, OpenError, OpenedDevice, Stamp};
 
 /// The value of the fact `kind` of an image file.
-pub(super) const KIND: &str = "file";
+pub(in crate::class) const KIND: &str = "file";
 
 /// The block size of every image file.
 const BLOCK_SIZE: u32 = 512;
@@ -45,7 +45,7 @@ pub(super) enum Numbers {
 }
 
 /// The identity of the image file at `path`, which is canonical.
-pub(super) fn identify(path: PathBuf, read_only: bool) -> Result<Identified, OpenError> {
+pub(in crate::class) fn identify(path: PathBuf, read_only: bool) -> Result<Identified, OpenError> {
     refuse_users(&path, read_only)?;
     let (file, writable) = match open_file(&path, read_only) {
         // What lies on a read-only file system can only be read, whoever asks.
@@ -107,7 +107,7 @@ pub(super) fn locate(identity: &Identity) -> Result<Bytes, OpenError> {
 }
 
 /// How the file is listed among this machine's devices.
-pub(super) fn list(identity: &Identity) -> Option<LocalDevice> {
+pub(in crate::class) fn list(identity: &Identity) -> Option<LocalDevice> {
     let path = find(identity).ok()?;
     let metadata = fs::metadata(&path).ok()?;
     let geometry = geometry(&path, metadata.len()).ok()?;
@@ -134,7 +134,7 @@ pub(super) fn stamp(identity: &Identity) -> Option<Stamp> {
 }
 
 /// Locks a file for its lease: alone for a writer, together with other readers for a reader.
-pub(super) fn claim(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
+pub(in crate::class) fn claim(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
     let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
     locked.map_err(|error| match error {
         TryLockError::WouldBlock => in_use(
@@ -149,7 +149,10 @@ pub(super) fn claim(file: &File, path: &Path, read_only: bool) -> Result<(), Ope
 }
 
 /// Finds the file and opens it, so that what was found and what is opened are one.
-fn find_open(identity: &Identity, read_only: bool) -> Result<(PathBuf, File, Metadata), OpenError> {
+pub(in crate::class) fn find_open(
+    identity: &Identity,
+    read_only: bool,
+) -> Result<(PathBuf, File, Metadata), OpenError> {
     let path = find(identity)?;
     let file = open_file(&path, read_only)?;
     let metadata = metadata(&file, &path)?;
@@ -230,7 +233,7 @@ pub(super) fn facts_at(path: &Path) -> Option<Facts> {
 }
 
 /// Opens without following what is no regular file, which could block (a fifo) or act (a device).
-pub(super) fn open_file(path: &Path, read_only: bool) -> Result<File, OpenError> {
+pub(in crate::class) fn open_file(path: &Path, read_only: bool) -> Result<File, OpenError> {
     let mut options = OpenOptions::new();
     options.read(true).write(!read_only);
     system::do_not_block(&mut options);
@@ -279,7 +282,7 @@ fn geometry(path: &Path, size: u64) -> Result<Geometry, OpenError> {
 }
 
 /// This life of the file. The device number is part of it, though not of the identity: it is the same until a reboot.
-fn life(metadata: &Metadata, facts: &Facts) -> String {
+pub(in crate::class) fn life(metadata: &Metadata, facts: &Facts) -> String {
     format!("file {} {} {facts:?}", system::boot(), system::device_number(metadata))
 }
 

@@ -5,10 +5,10 @@
 //! - `linux`, `portable`: block devices, and what only the system knows of files.
 //! - `instance`: the lives of an opened device.
 
-mod file;
+pub(in crate::class) mod file;
 mod instance;
 #[cfg(target_os = "linux")]
-mod linux;
+pub(in crate::class) mod linux;
 #[cfg(not(target_os = "linux"))]
 mod portable;
 
@@ -76,7 +76,7 @@ pub(super) fn locate(identity: &Identity) -> Result<Bytes, OpenError> {
 
 /// How a known image file is listed; `None` for a disk, which the system lists, and while the file is not there.
 pub(super) fn image(identity: &Identity) -> Option<LocalDevice> {
-    let is_file = identity.facts.get(KIND).is_some_and(|kind| kind == file::KIND);
+    let is_file = identity.class == super::NAME && identity.facts.get(KIND).is_some_and(|kind| kind == file::KIND);
     if is_file { file::list(identity) } else { None }
 }
 

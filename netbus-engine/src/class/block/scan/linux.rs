@@ -15,7 +15,7 @@ use crate::class::LocalDevice;
 const SECTOR: u64 = 512;
 
 /// The disks of this machine, as `netbus devices` lists them.
-pub(in crate::class::block) fn scan() -> Vec<LocalDevice> {
+pub(in crate::class) fn scan() -> Vec<LocalDevice> {
     Snapshot::take(&System::live()).listing()
 }
 
@@ -39,7 +39,7 @@ impl System {
 
 /// One look at the block devices of a system.
 #[derive(Debug)]
-pub(in crate::class::block) struct Snapshot {
+pub(in crate::class) struct Snapshot {
     pub(super) system: System,
     pub(super) disks: BTreeMap<String, Disk>,
     pub(super) mounts: Vec<Mount>,
@@ -48,40 +48,40 @@ pub(in crate::class::block) struct Snapshot {
 
 /// A block device as sysfs shows it: a disk, a partition, or something built of them.
 #[derive(Clone, Debug)]
-pub(in crate::class::block) struct Disk {
+pub(in crate::class) struct Disk {
     /// The kernel's name for it: `sda1`.
-    pub(in crate::class::block) name: String,
+    pub(in crate::class) name: String,
     /// Its node.
-    pub(in crate::class::block) path: PathBuf,
+    pub(in crate::class) path: PathBuf,
     /// Its folder in sysfs.
-    pub(in crate::class::block) folder: PathBuf,
+    pub(in crate::class) folder: PathBuf,
     /// Major and minor number, as in `8:1`.
-    pub(in crate::class::block) number: String,
+    pub(in crate::class) number: String,
     /// Size in bytes; zero without a medium.
-    pub(in crate::class::block) size: u64,
+    pub(in crate::class) size: u64,
     /// Logical block size in bytes.
-    pub(in crate::class::block) block_size: u32,
+    pub(in crate::class) block_size: u32,
     /// Whether it is write-protected.
-    pub(in crate::class::block) read_only: bool,
+    pub(in crate::class) read_only: bool,
     /// Whether it is made to be carried away.
-    pub(in crate::class::block) removable: bool,
+    pub(in crate::class) removable: bool,
     /// Counts the disks that the kernel has seen; a replugged disk has another. Absent before Linux 5.15.
-    pub(in crate::class::block) sequence: Option<String>,
+    pub(in crate::class) sequence: Option<String>,
     /// What kind of thing it is.
-    pub(in crate::class::block) kind: Kind,
+    pub(in crate::class) kind: Kind,
     /// Maker and model as far as the hardware tells them.
     model: Option<String>,
     /// World-wide name.
-    pub(in crate::class::block) wwn: Option<String>,
+    pub(in crate::class) wwn: Option<String>,
     /// Serial number.
-    pub(in crate::class::block) serial: Option<String>,
+    pub(in crate::class) serial: Option<String>,
     /// Number of the unit behind the serial number: the slot of a card reader.
-    pub(in crate::class::block) unit: Option<String>,
+    pub(in crate::class) unit: Option<String>,
 }
 
 /// What kind of thing a block device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::class::block) enum Kind {
+pub(in crate::class) enum Kind {
     /// A disk of its own.
     Disk,
     /// A part of a disk.
@@ -113,7 +113,7 @@ pub(in crate::class::block) enum Kind {
 
 impl Snapshot {
     /// Looks at a system.
-    pub(in crate::class::block) fn take(system: &System) -> Self {
+    pub(in crate::class) fn take(system: &System) -> Self {
         let names = fs::read_dir(system.sys.join("class/block")).into_iter().flatten().flatten();
         let disks = names
             .filter_map(|entry| read_disk(system, &entry.file_name()))
@@ -123,8 +123,10 @@ impl Snapshot {
     }
 
     /// Every device that has content now, disks before their partitions.
-    pub(in crate::class::block) fn listing(&self) -> Vec<LocalDevice> {
-        let mut disks: Vec<_> = self.disks.values().filter(|disk| disk.size > 0).collect();
+    pub(in crate::class) fn listing(&self) -> Vec<LocalDevice> {
+        // Optical drives are of a class of their own.
+        let is_listed = |disk: &&Disk| disk.size > 0 && !is_numbered(&disk.name, "sr");
+        let mut disks: Vec<_> = self.disks.values().filter(is_listed).collect();
         disks.sort_by_key(|disk| match &disk.kind {
             Kind::Partition { disk, number, .. } => (natural(disk), *number),
             Kind::Disk | Kind::Loop { .. } | Kind::Built { .. } => (natural(&disk.name), 0),
@@ -133,22 +135,22 @@ impl Snapshot {
     }
 
     /// The device of a name: `sda1`.
-    pub(in crate::class::block) fn by_name(&self, name: &str) -> Option<&Disk> {
+    pub(in crate::class) fn by_name(&self, name: &str) -> Option<&Disk> {
         self.disks.get(name)
     }
 
     /// The device of a number: `8:1`.
-    pub(in crate::class::block) fn by_number(&self, number: &str) -> Option<&Disk> {
+    pub(in crate::class) fn by_number(&self, number: &str) -> Option<&Disk> {
         self.disks.values().find(|disk| disk.number == number)
     }
 
     /// Every device.
-    pub(in crate::class::block) fn iter(&self) -> impl Iterator<Item = &Disk> {
+    pub(in crate::class) fn iter(&self) -> impl Iterator<Item = &Disk> {
         self.disks.values()
     }
 
     /// The disk that a partition is part of; any other device itself.
-    pub(in crate::class::block) fn whole<'a>(&'a self, disk: &'a Disk) -> &'a Disk {
+    pub(in crate::class) fn whole<'a>(&'a self, disk: &'a Disk) -> &'a Disk {
         match &disk.kind {
             Kind::Partition { disk: parent, .. } => self.disks.get(parent).unwrap_or(disk),
             Kind::Disk | Kind::Loop { .. } | Kind::Built { .. } => disk,
@@ -156,7 +158,7 @@ impl Snapshot {
     }
 
     /// What people call a device.
-    pub(in crate::class::block) fn model(&self, disk: &Disk) -> String {
+    pub(in crate::class) fn model(&self, disk: &Disk) -> String {
         match &disk.kind {
             Kind::Partition { number, .. } => match self.whole(disk) {
                 whole if whole.name == disk.name => format!("Partition {number}"),

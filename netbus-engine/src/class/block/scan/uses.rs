@@ -10,11 +10,11 @@ use super::linux::{Disk, Kind, Snapshot, System, attribute};
 
 /// One way in which a device is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::class::block) struct Use {
+pub(in crate::class) struct Use {
     /// In a few words: a mount point, `swap`, `part of /dev/dm-0`.
-    pub(in crate::class::block) what: String,
+    pub(in crate::class) what: String,
     /// Whether the content may change by it.
-    pub(in crate::class::block) writes: bool,
+    pub(in crate::class) writes: bool,
 }
 
 /// A disk of a device of another class, such as a USB stick.
@@ -47,7 +47,7 @@ pub(in crate::class::block) struct Mount {
 
 impl Snapshot {
     /// Everything that uses a device: itself, its partitions, what is built on them, and the disk it is part of.
-    pub(in crate::class::block) fn uses(&self, disk: &Disk) -> Vec<Use> {
+    pub(in crate::class) fn uses(&self, disk: &Disk) -> Vec<Use> {
         let mut uses = Vec::new();
         let mut seen = BTreeSet::new();
         self.collect(disk, &mut seen, &mut uses);

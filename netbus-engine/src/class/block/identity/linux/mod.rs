@@ -3,7 +3,7 @@
 
 mod disk;
 mod facts;
-mod node;
+pub(in crate::class) mod node;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -42,7 +42,7 @@ pub(super) fn identify_special(path: &Path, metadata: &Metadata, read_only: bool
 }
 
 /// Names the time from a start to the end of the system.
-pub(super) fn boot() -> String {
+pub(in crate::class) fn boot() -> String {
     attribute(Path::new("/proc/sys/kernel/random"), "boot_id").unwrap_or_default()
 }
 

@@ -18,7 +18,7 @@ const JOIN: &str = "add this user to the group that owns it (often `disk`) and l
 
 /// Refuses a device that cannot be opened now, without opening it and without asking anybody: closing a disk that was
 /// open for writing makes the system look at it anew, and the helper may ask for a password.
-pub(super) fn refuse_strangers(disk: &Disk, read_only: bool) -> Result<(), OpenError> {
+pub(in crate::class) fn refuse_strangers(disk: &Disk, read_only: bool) -> Result<(), OpenError> {
     match access(disk, read_only) {
         Err(errno) if is_denied(errno) => {
             futures::executor::block_on(Helper::connect()).map(drop).map_err(|error| not_lent(disk, read_only, error))
@@ -29,7 +29,7 @@ pub(super) fn refuse_strangers(disk: &Disk, read_only: bool) -> Result<(), OpenE
 
 /// Refuses a device that this user may not publish. Whoever may not open it is judged by the helper, which may ask for
 /// a password: now, while the user is there, and not when somebody opens the channel.
-pub(super) fn refuse_publisher(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<(), OpenError> {
+pub(in crate::class) fn refuse_publisher(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<(), OpenError> {
     match access(disk, read_only) {
         // Nothing is written yet; the permission is the same.
         Err(errno) if is_denied(errno) => match lend(snapshot, disk, true) {
@@ -42,7 +42,7 @@ pub(super) fn refuse_publisher(snapshot: &Snapshot, disk: &Disk, read_only: bool
 }
 
 /// Claims a device for this process alone. A reader shares one that is mounted for reading, which nobody can claim.
-pub(super) fn claim(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<File, OpenError> {
+pub(in crate::class) fn claim(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Result<File, OpenError> {
     let error = match open_node(&disk.path, read_only, OFlags::EXCL) {
         Ok(node) => return Ok(node),
         Err(error) => error,
