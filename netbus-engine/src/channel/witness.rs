@@ -8,12 +8,11 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use netbus_proto::sample::{MAX_SAMPLE, MAX_SAMPLES, Sample};
 
-/// How long no change comes before samples are taken.
-const IDLE_TIME: Duration = Duration::from_secs(2);
+use super::unflushed::IDLE_TIME;
 
 /// Changed places that are remembered, besides the two ends of the device.
 const PLACES: usize = MAX_SAMPLES - 2;

@@ -9,7 +9,7 @@
 //! - `translate`: a transfer as the kernel asks for it, made into one of Netbus.
 //! - `pdu`: the codec of USB/IP.
 //! - `outgoing`: the way out to the kernel.
-//! - `uses`: what of the device is mounted.
+//! - `uses`: what the disks of the device are used for.
 
 mod conversation;
 mod outgoing;
@@ -32,6 +32,7 @@ use tokio::task::JoinHandle;
 
 use self::conversation::Conversation;
 use crate::class::PresentError;
+use crate::class::block::System;
 use crate::frontend::{Frontend, Presentation, Queue, RemoveError};
 use crate::kernel::helper::{Helper, HelperError};
 
@@ -83,10 +84,10 @@ impl Frontend for UsbFrontend {
         async move {
             if !force {
                 let path = self.path.clone();
-                let mounts = tokio::task::spawn_blocking(move || uses::mounts(&path)).await;
-                let mounts = mounts.map_err(|error| RemoveError::System(io::Error::other(error)))?;
-                if !mounts.is_empty() {
-                    return Err(RemoveError::Busy(busy_text(&self.path, &mounts)));
+                let uses = tokio::task::spawn_blocking(move || uses::of_disks(&System::live(), &path)).await;
+                let uses = uses.map_err(|error| RemoveError::System(io::Error::other(error)))?;
+                if !uses.is_empty() {
+                    return Err(RemoveError::Busy(busy_text(&self.path, &uses)));
                 }
             }
             let before = uses::address(&self.path);
@@ -153,11 +154,12 @@ async fn until_gone(path: &Path, before: Option<u32>) {
     }
 }
 
-fn busy_text(path: &Path, mounts: &[String]) -> String {
+fn busy_text(path: &Path, uses: &[String]) -> String {
     format!(
-        "The USB device {} is {}: unmount it, then try again; or give it up with --force, after which programs get errors",
+        "The USB device {} is in use ({}): unmount it, then try again; or give it up with --force, after which programs \
+         get errors",
         path.file_name().unwrap_or_default().display(),
-        mounts.join(", ")
+        uses.join(", ")
     )
 }
 
