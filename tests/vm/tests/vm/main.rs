@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic_in_result_fn)]
 
+mod automounter;
 mod disk;
 mod doctor;
 mod helper;
