@@ -34,6 +34,7 @@ pub mod discovery;
 pub mod doctor;
 pub mod engine;
 pub mod frontend;
+pub mod hotplug;
 pub mod identity;
 pub mod kernel;
 pub mod latency;

@@ -525,6 +525,8 @@ pub enum Event {
         /// The channel as `HOST/CHANNEL`.
         channel: String,
     },
+    /// Devices of this machine have come, gone or changed, as its kernel tells: `Call::Devices` lists what is there now.
+    DevicesChanged,
     /// Something the user should know.
     Warning {
         /// Whole sentences.

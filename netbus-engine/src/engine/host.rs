@@ -1,21 +1,25 @@
-//! What this machine publishes, and to whom: the directory of publications and the sessions of peers.
+//! What this machine publishes, and to whom: the directory of publications and the sessions of peers. `looking` is how it
+//! learns whether the devices are there.
+
+mod looking;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
 use netbus_proto::ids::{ChannelNumber, Epoch, Fingerprint, PublicationId, Tag};
 use netbus_proto::lease;
 use netbus_proto::wire::control::{Control, Open, Reason, Refusal, Withdraw, is_slug};
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::publication::{Device, PeerSession, Publication, Sessions, Unlike, bounded};
+pub(crate) use self::looking::Look;
+use self::looking::Looks;
+use super::publication::{PeerSession, Publication, Sessions, Unlike, bounded};
 use super::sleeping::Flush;
 use super::store::{DeviceBytes, Publications, StoredLease, StoredPublication};
-use super::{Core, Input, Reply, error_chain};
-use crate::class::{Identified, Identity, OpenError, OpenedDevice, Presence};
+use super::{Core, Reply};
+use crate::class::{Identified, Identity, OpenError, OpenedDevice};
 use crate::control::api::{self, Answer, ApiError, ErrorKind, Event, PublishedState};
 use crate::latency::report::ChannelReport;
 use crate::session::{SessionHandle, SessionId};
@@ -23,17 +27,13 @@ use crate::session::{SessionHandle, SessionId};
 /// Publications of one machine.
 const MAX_PUBLICATIONS: usize = 1000;
 
-/// How often publications are looked at: whether their device is there.
-const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
-
 /// What this machine publishes.
 pub(super) struct Host {
     publications: BTreeMap<PublicationId, Publication>,
     /// Publications of classes that this build lacks: kept as they are.
     foreign: Vec<StoredPublication>,
     sessions: Sessions,
-    next_look: Instant,
-    looking: bool,
+    looks: Looks,
 }
 
 /// What a user wants published.
@@ -42,17 +42,6 @@ pub(crate) struct Wanted {
     pub(super) read_only: bool,
     pub(super) to: Vec<Fingerprint>,
 }
-
-/// What was seen of a device.
-pub(crate) enum Look {
-    /// Nobody holds it open: its description, or why it is not there.
-    Idle(Result<Bytes, String>),
-    /// It is held open and has gone.
-    Gone(Presence),
-}
-
-/// Looks at one device. Blocking.
-type Task = Box<dyn FnOnce() -> Option<Look> + Send>;
 
 impl Host {
     /// The publications of an earlier life of the daemon. Those of a class that this build lacks are kept, unused.
@@ -70,7 +59,7 @@ impl Host {
                 }
             }
         }
-        Self { publications, foreign, sessions: HashMap::new(), next_look: Instant::now(), looking: false }
+        Self { publications, foreign, sessions: HashMap::new(), looks: Looks::start(core) }
     }
 
     /// A paired peer's session for a data link is open.
@@ -164,67 +153,7 @@ impl Host {
         for publication in self.publications.values_mut() {
             publication.handle_timeout(core, &self.sessions, now);
         }
-        if self.next_look <= now && !self.looking {
-            self.next_look = now + PRESENCE_INTERVAL;
-            self.look(core);
-        }
-    }
-
-    /// Looks, on a blocking thread, whether the devices are there.
-    fn look(&mut self, core: &Core) {
-        let tasks: Vec<_> = self
-            .publications
-            .values()
-            .filter_map(|publication| {
-                let (class, identity) = (Arc::clone(&publication.class), publication.stored.identity.clone());
-                let task: Task = match (&publication.device, publication.device_presence()) {
-                    (_, Some(presence)) => Box::new(move || (!presence()).then_some(Look::Gone(presence))),
-                    (Device::Closed, None) => {
-                        let locate = move || class.locate(&identity).map_err(|error| error_chain(&error));
-                        Box::new(move || Some(Look::Idle(locate())))
-                    }
-                    (Device::Opening { .. } | Device::Open { .. } | Device::Failed { .. }, None) => return None,
-                };
-                Some((publication.id(), task))
-            })
-            .collect();
-        if tasks.is_empty() {
-            return;
-        }
-        self.looking = true;
-        let inputs = core.inputs.clone();
-        tokio::task::spawn_blocking(move || {
-            let looks = tasks.into_iter().filter_map(|(id, task)| Some((id, task()?))).collect();
-            // The engine is gone only when the daemon stops.
-            let _ = inputs.send(Input::Looked(looks));
-        });
-    }
-
-    /// What was seen of the devices.
-    pub(super) fn looked(&mut self, core: &Core, looks: Vec<(PublicationId, Look)>) {
-        self.looking = false;
-        for (id, look) in looks {
-            let Some(publication) = self.publications.get_mut(&id) else { continue };
-            let (presence, device) = match look {
-                Look::Gone(presence) => {
-                    publication.unplugged(core, &self.sessions, &presence);
-                    continue;
-                }
-                Look::Idle(_) if !matches!(publication.device, Device::Closed) => continue,
-                Look::Idle(Ok(device)) => (Ok(()), Some(device)),
-                Look::Idle(Err(text)) => (Err(text), None),
-            };
-            let changed = presence != publication.presence
-                || device.as_ref().is_some_and(|device| *device != publication.stored.device.0);
-            if changed {
-                publication.presence = presence;
-                if let Some(device) = device {
-                    publication.stored.device.0 = device.to_vec();
-                    core.store_publication(&publication.stored);
-                }
-                publication.tell_offer(core, &self.sessions);
-            }
-        }
+        self.look_in_time(core, now);
     }
 
     /// Publishes a device that its class has identified, or one that is published already to further peers.

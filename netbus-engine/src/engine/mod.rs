@@ -110,6 +110,8 @@ pub(crate) enum Input {
         result: Result<(), publication::Unlike>,
     },
     Looked(Vec<(PublicationId, Look)>),
+    /// The kernel tells that devices of this machine have come, gone or changed.
+    DevicesChanged,
     Fenced {
         publication: PublicationId,
         epoch: Epoch,
@@ -438,6 +440,7 @@ impl Engine {
                 self.host.compared(&self.core, publication, epoch, result);
             }
             Input::Looked(looks) => self.host.looked(&self.core, looks),
+            Input::DevicesChanged => self.host.devices_changed(&self.core),
             Input::Fenced { publication, epoch, flushed } => {
                 self.host.fenced(&self.core, publication, epoch, flushed);
             }

@@ -133,6 +133,16 @@ impl Machine {
         format!("{user}env {ENVIRONMENT} NETBUS_NAME='{}' '{}'", self.name, self.program("netbus"))
     }
 
+    /// Begins to write the daemon's news into a file of the guest, until the daemon ends.
+    ///
+    /// # Errors
+    /// When the watch does not begin.
+    pub fn watch_into(&self, file: &str) -> anyhow::Result<()> {
+        let netbus = self.netbus_call();
+        self.run(&format!("setsid {netbus} watch --json </dev/null >{file} 2>&1 &"))?;
+        wait_for("the watch begins", || self.run(&format!("grep -q watching {file}")).map(Some)).map(drop)
+    }
+
     /// Runs a `netbus` command, whatever comes of it.
     ///
     /// # Errors

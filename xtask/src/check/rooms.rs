@@ -19,7 +19,7 @@ struct Room {
 }
 
 /// Lower rooms first. A room that is not here does not pass: its author decides where it belongs.
-const ROOMS: [Room; 18] = [
+const ROOMS: [Room; 19] = [
     Room { name: "config", uses: &[] },
     Room { name: "discovery", uses: &[] },
     Room { name: "identity", uses: &["config"] },
@@ -27,6 +27,7 @@ const ROOMS: [Room; 18] = [
     Room { name: "latency", uses: &[] },
     Room { name: "outbox", uses: &[] },
     Room { name: "sleep", uses: &[] },
+    Room { name: "hotplug", uses: &[] },
     Room { name: "session", uses: &["buffers", "identity", "latency", "outbox"] },
     // What is asked of the kernel, whatever for. It takes links over, and so it is what classes know of them.
     Room { name: "kernel", uses: &["session"] },
@@ -46,6 +47,7 @@ const ROOMS: [Room; 18] = [
             "identity",
             "kernel",
             "latency",
+            "hotplug",
             "session",
             "sleep",
             "class",

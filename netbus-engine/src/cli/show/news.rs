@@ -35,6 +35,7 @@ fn sentence(event: &Event) -> Option<String> {
             format!("{channel} is {}: {error}", state_word(*state))
         }
         Event::Unsubscribed { channel } => format!("{channel} is not used any more"),
+        Event::DevicesChanged => "Devices of this machine have changed; see netbus devices".to_owned(),
         Event::Warning { message } => format!("Warning: {message}"),
     })
 }

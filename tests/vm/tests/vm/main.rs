@@ -7,6 +7,7 @@ mod automounter;
 mod disk;
 mod doctor;
 mod helper;
+mod hotplug;
 mod interruptions;
 mod kernel;
 mod lent;
