@@ -9,7 +9,8 @@
 //! - [`pieces`]: what the machine itself can do.
 //! - [`breakdown`]: where the time of a read goes; [`flame`]: where that of the processors goes.
 //! - [`cable`], [`chart`]: a picture of a cable that is pulled.
-//! - [`vm`]: disks of the kernel beside others, in virtual machines, and what their applications see of lost links.
+//! - [`vm`]: in virtual machines, disks of the kernel and USB devices beside others, and what applications see of lost
+//!   links.
 //! - [`statistics`], [`table`], [`machine`]: from numbers to a report.
 
 mod breakdown;
@@ -38,7 +39,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum as _};
 
 use self::certificates::Certificates;
@@ -50,11 +51,14 @@ use self::table::Report;
 /// The groups of rows, in the order in which they are measured.
 const GROUPS: [&str; 7] = ["sequential", "random", "latency", "fan-out", "crowd", "memory", "pieces"];
 
+/// Those of virtual machines.
+const VM_GROUPS: [&str; 2] = ["disks", "usb"];
+
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measure Netbus beside other servers, in one run on this machine")]
 struct Arguments {
-    /// Measure only these groups of rows; may be repeated.
-    #[arg(long, value_name = "GROUP", value_parser = GROUPS)]
+    /// Measure only these groups of rows; may be repeated. With --vm: disks, usb.
+    #[arg(long, value_name = "GROUP", value_parser = [GROUPS.as_slice(), &VM_GROUPS].concat())]
     only: Vec<String>,
     /// Measure only beside these; may be repeated. Without it, beside all.
     #[arg(long, value_name = "SERVER")]
@@ -68,9 +72,9 @@ struct Arguments {
     /// The size of the image in MiB: 1024, and 24 with --vm.
     #[arg(long, value_parser = clap::value_parser!(u64).range(8..))]
     size: Option<u64>,
-    /// Measure nothing else: disks of the kernel beside others in an emulated machine, and how long an application waits
-    /// when a link is lost.
-    #[arg(long, conflicts_with_all = ["only", "against", "cable_pull", "breakdown", "flame_graph"])]
+    /// Measure nothing else: disks of the kernel beside others in an emulated machine, how long an application waits
+    /// when a link is lost, and USB devices beside the kernel's USB/IP.
+    #[arg(long, conflicts_with_all = ["against", "cable_pull", "breakdown", "flame_graph"])]
     vm: bool,
     /// Measure nothing else: pull a cable for five seconds under load, and draw the throughput into this file (SVG).
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
@@ -180,6 +184,10 @@ impl Arguments {
 impl Run {
     fn new(arguments: Arguments) -> Result<Self> {
         let Arguments { only, mut against, rounds, seconds, size, vm, netbus, .. } = arguments;
+        let groups = if vm { VM_GROUPS.as_slice() } else { &GROUPS };
+        if let Some(group) = only.iter().find(|group| !groups.contains(&group.as_str())) {
+            bail!("{group} is measured {} --vm", if vm { "without" } else { "with" });
+        }
         // A second of an emulated machine is expensive, and so is its memory.
         let (seconds, size) = (seconds.unwrap_or(if vm { 1 } else { 4 }), size.unwrap_or(if vm { 24 } else { 1024 }));
         if against.is_empty() {

@@ -38,7 +38,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 46] = [
+pub(crate) const PACKAGES: [Package; 48] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -89,6 +89,8 @@ pub(crate) const PACKAGES: [Package; 46] = [
     package("gnutls-bin", Group::Bench, "the certificates of those that speak TLS (certtool)"),
     package("tgt", Group::BenchVm, "measuring beside an iSCSI target"),
     package("open-iscsi", Group::BenchVm, "the kernel's client of that target"),
+    package("usbip", Group::BenchVm, "measuring beside the kernel's own way to share USB devices"),
+    package("stunnel4", Group::BenchVm, "that way through TLS"),
 ];
 
 const fn package(name: &'static str, group: Group, reason: &'static str) -> Package {

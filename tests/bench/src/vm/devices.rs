@@ -9,6 +9,8 @@ use netbus_vm_tests::helper::FRIEND;
 use netbus_vm_tests::{Machine, wait_for};
 
 use super::daemons::Daemons;
+use super::report::Pairs;
+use super::works::DISKS;
 use crate::Run;
 
 /// Where images lie in desk's memory.
@@ -37,6 +39,19 @@ pub(super) enum Device {
     /// tgt and open-iscsi.
     Iscsi,
 }
+
+/// Who is held against whom, and how many times as fast they must be at least, if anything is asked.
+pub(super) const PAIRS: Pairs = &[
+    (Device::Kernel.name(), Device::NbdkitTls.name(), &[1.5; DISKS.len()]),
+    (Device::Plain.name(), Device::NbdServer.name(), &[0.95; DISKS.len()]),
+    (Device::Kernel.name(), Device::Socket.name(), &[]),
+    (Device::Kernel.name(), Device::File.name(), &[]),
+    (Device::Kernel.name(), Device::NbdServer.name(), &[]),
+    (Device::Kernel.name(), Device::Iscsi.name(), &[]),
+    (Device::Kernel.name(), Device::Loop.name(), &[]),
+    (Device::Plain.name(), Device::Iscsi.name(), &[]),
+    (Device::Plain.name(), Device::Loop.name(), &[]),
+];
 
 /// A device that can be used.
 pub(super) struct Ready {
@@ -85,7 +100,7 @@ impl Device {
     ];
 
     /// Its name in the tables.
-    pub(super) fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Loop => "local loop device",
             Self::Kernel => "Netbus, disk of the kernel",
@@ -220,7 +235,11 @@ fn iscsi(desk: &Machine, image: &str) -> Result<String> {
     Ok(wait_for("the disk is there", || desk.run(script).map(Some))?.trim().to_owned())
 }
 
-fn listens(desk: &Machine, port: u16) -> Result<()> {
+/// Waits until somebody listens at a port.
+///
+/// # Errors
+/// When nobody does.
+pub(super) fn listens(desk: &Machine, port: u16) -> Result<()> {
     let script = format!("ss -Hltn sport = {port} | grep -q {port}");
     wait_for(&format!("somebody listens at {port}"), || desk.run(&script).map(Some)).map(drop)
 }
@@ -246,7 +265,10 @@ fn settings(desk: &Machine, ready: &[Ready]) -> Result<Vec<String>> {
 }
 
 /// Noise, since a server may answer for holes without reading.
-fn write_noise(path: &std::path::Path, size: u64) -> std::io::Result<()> {
+///
+/// # Errors
+/// The system's.
+pub(super) fn write_noise(path: &std::path::Path, size: u64) -> std::io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     let mut random = Rng::with_seed(1);
     for _ in 0..size / 8 {

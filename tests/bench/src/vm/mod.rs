@@ -8,28 +8,30 @@
 //! - [`daemons`]: the two daemons of desk.
 //! - [`works`]: what the application does with each of them.
 //! - [`outages`]: how long an application waits when a link is lost.
+//! - [`usb`]: USB devices beside the kernel's own way to share them.
 //! - [`report`]: the tables.
 
 mod daemons;
 mod devices;
 mod outages;
 mod report;
+mod usb;
 mod works;
 
 use std::io::{self, Write};
 
 use anyhow::{Context, Result, bail, ensure};
-use netbus_vm_tests::{Machine, can_run, on_two_machines_alone};
+use netbus_vm_tests::{Machine, Pair, can_run, on_two_machines_alone};
 
 use self::devices::{Device, Ready};
-use self::works::Speeds;
+use self::works::{DISKS, Speeds};
 use crate::Run;
 use crate::machine;
 
 /// How much of desk's memory all images may take, in bytes.
 const MEMORY: u64 = 320 << 20;
 
-/// Measures everything and prints the report.
+/// Measures what was chosen and prints the report.
 ///
 /// # Errors
 /// The machines do not boot, or Netbus does not work in them. What else cannot run is skipped with its reason.
@@ -37,24 +39,31 @@ pub(crate) fn measure(run: &Run) -> Result<()> {
     if !can_run() {
         bail!("There are no virtual machines here");
     }
-    let images = run.size * Device::ALL.len() as u64;
-    ensure!(images <= MEMORY, "The images need {} MiB, and there are {} for them", images >> 20, MEMORY >> 20);
-    let text = on_two_machines_alone(|pair| {
-        let mut text = head(run, &pair.desk)?;
-        let outages = outages::measure(run, pair)?;
-        let (speeds, notes) = speeds(run, &pair.desk)?;
-        text.push_str(&report::values(&speeds));
-        text.push('\n');
-        text.push_str(&report::ratios(&speeds));
-        text.push('\n');
-        for note in notes {
-            text.push_str(&format!("- {note}\n"));
-        }
-        text.push('\n');
-        text.push_str(&report::outages(&outages));
-        Ok(text)
-    })?;
-    Ok(io::stdout().write_all(text.as_bytes())?)
+    if run.wants("disks") {
+        let images = run.size * Device::ALL.len() as u64;
+        ensure!(images <= MEMORY, "The images need {} MiB, and there are {} for them", images >> 20, MEMORY >> 20);
+        io::stdout().write_all(on_two_machines_alone(|pair| disks(run, pair))?.as_bytes())?;
+    }
+    if run.wants("usb") {
+        io::stdout().write_all(on_two_machines_alone(|pair| usb::measure(run, pair))?.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn disks(run: &Run, pair: &mut Pair) -> Result<String> {
+    let mut text = head(run, &pair.desk)?;
+    let outages = outages::measure(run, pair)?;
+    let (speeds, notes) = speeds(run, &pair.desk)?;
+    text.push_str(&report::values(DISKS, &speeds));
+    text.push('\n');
+    text.push_str(&report::ratios(DISKS, &speeds, devices::PAIRS));
+    text.push('\n');
+    for note in notes {
+        text.push_str(&format!("- {note}\n"));
+    }
+    text.push('\n');
+    text.push_str(&report::outages(&outages));
+    Ok(text)
 }
 
 /// What is measured, where and when, as Markdown.
@@ -88,14 +97,15 @@ fn head(run: &Run, desk: &Machine) -> Result<String> {
 fn speeds(run: &Run, desk: &Machine) -> Result<(Vec<Speeds>, Vec<String>)> {
     let (ready, notes) = devices::prepare(run, desk)?;
     let mut order: Vec<&Ready> = ready.iter().collect();
-    let mut speeds: Vec<Speeds> = ready.iter().map(|ready| Speeds::new(ready.device)).collect();
+    let mut speeds: Vec<Speeds> = ready.iter().map(|ready| Speeds::new(ready.device.name(), DISKS)).collect();
     for round in 1..=run.rounds {
         // Whoever comes first in one round comes last in the next.
         order.rotate_left(1);
         for ready in &order {
             run.progress(&format!("round {round} of {}: {}", run.rounds, ready.device.name()))?;
-            let done = works::run(run, desk, &ready.path).with_context(|| format!("On {}", ready.device.name()))?;
-            speeds.iter_mut().filter(|speeds| speeds.device == ready.device).for_each(|speeds| speeds.add(&done));
+            let done =
+                works::run(run, desk, &ready.path, DISKS).with_context(|| format!("On {}", ready.device.name()))?;
+            speeds.iter_mut().filter(|speeds| speeds.name == ready.device.name()).for_each(|speeds| speeds.add(&done));
         }
     }
     Ok((speeds, notes))

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use netbus_vm_tests::Machine;
 
-use super::devices::Device;
 use crate::Run;
 use crate::fio::{self, Direction, Done, Job, Order};
 
@@ -25,13 +24,22 @@ pub(super) enum Unit {
     Microseconds,
 }
 
-pub(super) const WORKS: [Work; 6] = [
+/// What is done with disks.
+pub(super) const DISKS: &[Work] = &[
     work("1 MiB sequential read, depth 8", Unit::MegabytesPerSecond, Direction::Read, 1 << 20, 8),
     work("1 MiB sequential write, depth 8", Unit::MegabytesPerSecond, Direction::Write, 1 << 20, 8),
     work("4 KiB random read, depth 32", Unit::OperationsPerSecond, Direction::Read, 4 << 10, 32),
     work("4 KiB random write, depth 32", Unit::OperationsPerSecond, Direction::Write, 4 << 10, 32),
     work("4 KiB random read, depth 1", Unit::Microseconds, Direction::Read, 4 << 10, 1),
     work("4 KiB random write, depth 1", Unit::Microseconds, Direction::Write, 4 << 10, 1),
+];
+
+/// What is done with USB sticks, which do one thing after the other.
+pub(super) const STICKS: &[Work] = &[
+    work("1 MiB sequential read", Unit::MegabytesPerSecond, Direction::Read, 1 << 20, 2),
+    work("1 MiB sequential write", Unit::MegabytesPerSecond, Direction::Write, 1 << 20, 2),
+    work("4 KiB random read", Unit::Microseconds, Direction::Read, 4 << 10, 1),
+    work("4 KiB random write", Unit::Microseconds, Direction::Write, 4 << 10, 1),
 ];
 
 const fn work(name: &'static str, unit: Unit, direction: Direction, block_size: u32, depth: u32) -> Work {
@@ -44,16 +52,17 @@ const fn work(name: &'static str, unit: Unit, direction: Direction, block_size: 
 
 /// What a device did, in each work round by round.
 pub(super) struct Speeds {
-    pub(super) device: Device,
-    pub(super) rounds: [Vec<f64>; WORKS.len()],
+    /// Of the device.
+    pub(super) name: &'static str,
+    pub(super) rounds: Vec<Vec<f64>>,
 }
 
 impl Speeds {
-    pub(super) fn new(device: Device) -> Self {
-        Self { device, rounds: [const { Vec::new() }; WORKS.len()] }
+    pub(super) fn new(name: &'static str, works: &[Work]) -> Self {
+        Self { name, rounds: vec![Vec::new(); works.len()] }
     }
 
-    pub(super) fn add(&mut self, done: &[f64; WORKS.len()]) {
+    pub(super) fn add(&mut self, done: &[f64]) {
         self.rounds.iter_mut().zip(done).for_each(|(rounds, done)| rounds.push(*done));
     }
 }
@@ -62,30 +71,26 @@ impl Speeds {
 ///
 /// # Errors
 /// fio fails, or a request did.
-pub(super) fn run(run: &Run, desk: &Machine, path: &str) -> Result<[f64; WORKS.len()]> {
+pub(super) fn run(run: &Run, machine: &Machine, path: &str, works: &[Work]) -> Result<Vec<f64>> {
     let (seconds, size) = (run.seconds, run.size);
     let mut script = format!(
         "fio --output-format=json --thread --filename='{path}' --direct=1 --ioengine=libaio --size={size} --time_based \
          --runtime={seconds} --randrepeat=0 --norandommap --lat_percentiles=1 --percentile_list=50"
     );
-    for (number, Work { job, .. }) in WORKS.iter().enumerate() {
+    for (number, Work { job, .. }) in works.iter().enumerate() {
         let (pattern, Job { block_size, depth, .. }) = (job.pattern(), job);
         script
             .push_str(&format!(" --name=work{number} --stonewall --rw={pattern} --bs={block_size} --iodepth={depth}"));
     }
     let time = Duration::from_secs(60 + 10 * u64::from(seconds));
-    parse(&desk.spawn(&script, time)?.succeeds()?)
+    parse(&machine.spawn(&script, time)?.succeeds()?, works)
 }
 
-fn parse(report: &str) -> Result<[f64; WORKS.len()]> {
+fn parse(report: &str, works: &[Work]) -> Result<Vec<f64>> {
     let report = fio::parse_report(report)?;
     let jobs = report["jobs"].as_array().context("There are no jobs")?;
-    ensure!(jobs.len() == WORKS.len(), "{} of {} jobs were done", jobs.len(), WORKS.len());
-    let mut numbers = [0.0; WORKS.len()];
-    for ((number, work), job) in numbers.iter_mut().zip(&WORKS).zip(jobs) {
-        *number = work.number(Done::of_job(job, work.job.direction)?);
-    }
-    Ok(numbers)
+    ensure!(jobs.len() == works.len(), "{} of {} jobs were done", jobs.len(), works.len());
+    works.iter().zip(jobs).map(|(work, job)| Ok(work.number(Done::of_job(job, work.job.direction)?))).collect()
 }
 
 impl Work {
@@ -136,7 +141,7 @@ mod tests {
         let jobs = (1_u8..).zip(["read", "write", "read", "write", "read", "write"]);
         let jobs: Vec<String> = jobs.map(|(number, direction)| job(direction, number.into())).collect();
         let report = |jobs: &[String]| format!("fio: nothing\n{{\"jobs\": [{}]}}", jobs.join(", "));
-        assert_eq!(parse(&report(&jobs)).unwrap(), [1.0, 2.0, 30.0, 40.0, 500.0, 600.0]);
-        assert!(parse(&report(&jobs[1..])).is_err());
+        assert_eq!(parse(&report(&jobs), DISKS).unwrap(), [1.0, 2.0, 30.0, 40.0, 500.0, 600.0]);
+        assert!(parse(&report(&jobs[1..]), DISKS).is_err());
     }
 }
