@@ -13,6 +13,13 @@ use super::usb::{on_two_users, plug_in};
 /// How long one load may take.
 const LONG: Duration = Duration::from_secs(200);
 
+/// Resets a device: `USBDEVFS_RESET`.
+const RESET: &str = r#"
+my ($bus, $device) = map { open my $file, "<", "$ARGV[0]/$_" or die; <$file> } "busnum", "devnum";
+open my $usb, "+<", sprintf "/dev/bus/usb/%03d/%03d", $bus, $device or die "open: $!";
+ioctl $usb, 0x5514, 0 or die "reset: $!";
+"#;
+
 /// The serial number of the stick.
 const STICK: &str = "stick";
 
@@ -87,6 +94,27 @@ fn a_stick_is_used_as_a_device_or_as_a_disk_and_never_as_both() -> anyhow::Resul
         let said = pair.attic.netbus_fails(&["publish", &place, "--name", "pen"])?;
         ensure!(said.contains("is in use here: sd") && said.contains("claimed"), "{said}");
         pair.desk.netbus(&["unsubscribe", "attic/disk"]).map(drop)
+    })
+}
+
+#[test]
+fn a_reset_of_the_port_resets_the_device_at_its_host() -> anyhow::Result<()> {
+    on_two_users(|pair| {
+        let place = pair.attic.add_gadget(Gadget::Ipod, 0)?;
+        let node = plug_in(pair, &place, "player")?;
+        let disk = pair.desk.node_of(SERIAL)?;
+        let resets = || -> anyhow::Result<usize> {
+            let count = pair.attic.run(&format!("dmesg | grep -c 'usb {place}: reset ' || true"))?;
+            Ok(count.trim().parse()?)
+        };
+        let read = format!("dd if={disk} bs=1M count=4 iflag=direct 2>/dev/null | sha256sum");
+        let (before, sum) = (resets()?, pair.desk.run(&read)?);
+        pair.desk.run(&format!("perl -e '{RESET}' {node}"))?;
+        ensure!(resets()? == before + 1, "The device at attic was reset {} times", resets()? - before);
+        // Its driver goes on.
+        ensure!(pair.desk.run(&read)? == sum, "The disk reads otherwise");
+        pair.desk.netbus(&["unsubscribe", "attic/player"])?;
+        is_free(&pair.attic)
     })
 }
 

@@ -18,7 +18,7 @@ use super::MAX_IN_FLIGHT;
 use super::outgoing::{Answers, Outgoing};
 use super::pdu::{self, Asked, Command, Errno, HEADER_LEN, Malformed, Submit};
 use super::transfers::{Confused, Transfers, Unlink};
-use super::translate::translate;
+use super::translate::{is_first_of_all, translate};
 use crate::buffers::{self, Buffer};
 use crate::frontend::Queue;
 use crate::latency::Lap;
@@ -171,7 +171,12 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Conversation<W> {
 
     /// Sends on what waits, one after the other.
     async fn send(self: &Arc<Self>, mut receiver: mpsc::UnboundedReceiver<Waiting>) {
+        let mut is_known = false;
         while let Some(Waiting { asked, mut transfer, received, _room }) = receiver.recv().await {
+            // A use begins with a device that is as good as reset.
+            if is_first_of_all(&transfer) && std::mem::replace(&mut is_known, true) {
+                self.reset().await;
+            }
             let permit = Arc::clone(&self.in_flight).acquire_owned().await.expect("never closed");
             let Some(place) = self.transfers().send(asked.seqnum) else { continue };
             transfer.place = place;
@@ -188,6 +193,20 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Conversation<W> {
             if let Some(number) = given_up {
                 self.cancel(number);
             }
+        }
+    }
+
+    /// The kernel has reset the port: the device is reset, before anything else is asked of it.
+    async fn reset(&self) {
+        tracing::debug!("The kernel resets a USB device");
+        let place = self.transfers().reset();
+        let answer = self.queue.call(UsbRequest::Reset(place).into_request()).await;
+        let outcome = answer.and_then(|payload| Outcome::decode(None, payload));
+        let acknowledged = outcome.map(|outcome| (outcome.status, self.transfers().acknowledge(outcome.number)));
+        match acknowledged {
+            Ok((Status::Done, Ok(()))) => {}
+            // What the kernel asks next tells it what has become of the device.
+            other => tracing::debug!(?other, "A USB device was not reset"),
         }
     }
 

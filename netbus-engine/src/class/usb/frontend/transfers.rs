@@ -100,6 +100,12 @@ impl Transfers {
         Some(Place { number: self.highest, acknowledged: self.acknowledged })
     }
 
+    /// Gives a reset its place.
+    pub(super) fn reset(&mut self) -> Place {
+        self.highest += 1;
+        Place { number: self.highest, acknowledged: self.acknowledged }
+    }
+
     /// A transfer can be cancelled from here on. Gives its number if that is to be done already.
     pub(super) fn sent(&mut self, seqnum: u32, number: u64) -> Option<u64> {
         let open = self.open.get_mut(&seqnum).filter(|open| open.state == State::Sending(number))?;

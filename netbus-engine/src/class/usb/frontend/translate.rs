@@ -39,6 +39,13 @@ pub(super) fn translate(
     Ok(transfer)
 }
 
+/// Whether the kernel begins with a device, or begins anew: the first thing that it asks of one whose port it has reset is
+/// the beginning of the device descriptor, of which it then knows the size of packets. It asks for that at no other time. The
+/// virtual controller tells nothing else of a port's reset.
+pub(super) fn is_first_of_all(transfer: &Transfer) -> bool {
+    transfer.kind == Kind::Control && matches!(transfer.setup, [0x80, 6, 0, 1, 0, 0, 8 | 64, 0])
+}
+
 /// What the transfer is. An endpoint may be of one kind in one alternate setting and of another in the next.
 fn kind_of(submit: &Submit, endpoint: u8, device: &Description) -> Option<Kind> {
     let kinds: &[Kind] = match (submit.endpoint, submit.packets, submit.interval) {

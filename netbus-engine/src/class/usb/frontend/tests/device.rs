@@ -43,6 +43,8 @@ pub(super) struct State {
     held: Vec<(Transfer, Mutex<Answer>)>,
     cancelled: Vec<u64>,
     pub(super) started: Vec<u64>,
+    /// The numbers of resets.
+    pub(super) resets: Vec<u64>,
     pub(super) broken: bool,
     /// While it is set there is room for nothing but cancellations.
     pub(super) full: bool,
@@ -125,7 +127,18 @@ impl State {
                 self.started.push(usage);
                 Some((answer, Ok(Bytes::new())))
             }
-            UsbRequest::Reset(_) => unreachable!("the kernel's controller resets nothing"),
+            UsbRequest::Reset(place) => {
+                self.resets.push(place.number);
+                self.outcomes += 1;
+                let outcome = Outcome {
+                    number: self.outcomes,
+                    status: Status::Done,
+                    actual: 0,
+                    packets: Vec::new(),
+                    data: Bytes::new(),
+                };
+                Some((answer, Ok(outcome.encode())))
+            }
             UsbRequest::Cancel { .. } => unreachable!("it is handled before"),
             UsbRequest::Transfer(transfer) => {
                 self.seen.push(transfer.clone());

@@ -42,6 +42,24 @@ async fn transfers_reach_the_device_in_order_with_numbers_and_acknowledgements()
 }
 
 #[tokio::test]
+async fn a_device_is_reset_when_the_kernel_begins_anew_with_it() {
+    let (mut kernel, device) = plugged_in();
+    let (first_of_all, whole) = ([0x80, 6, 0, 1, 0, 0, 64, 0], [0x80, 6, 0, 1, 0, 0, 18, 0]);
+    for (seqnum, setup) in [(1, first_of_all), (2, whole)] {
+        kernel.send(&Submitted::control_in(seqnum, setup)).await;
+        kernel.hear().await;
+    }
+    assert!(device.with(|state| state.resets.is_empty()), "It was reset as it was plugged in");
+    for (seqnum, setup) in [(3, first_of_all), (4, whole)] {
+        kernel.send(&Submitted::control_in(seqnum, setup)).await;
+        kernel.hear().await;
+    }
+    assert_eq!(device.with(|state| state.resets.clone()), [3]);
+    let places: Vec<_> = device.seen().iter().map(|seen| (seen.place.number, seen.place.acknowledged)).collect();
+    assert_eq!(places, [(1, 0), (2, 1), (4, 3), (5, 4)]);
+}
+
+#[tokio::test]
 async fn what_waits_does_not_keep_others_from_being_answered() {
     let (mut kernel, device) = plugged_in();
     device.react(0x81, Reaction::Hold);
