@@ -341,6 +341,10 @@ impl Accept for Inner {
             self.hand_over(request, shape, Owed { answer, permit, lap });
         }
     }
+
+    fn phases(&self) -> Option<watch::Receiver<Phase>> {
+        Some(self.phases.subscribe())
+    }
 }
 
 /// The machine with what belongs to it.

@@ -102,6 +102,11 @@ pub trait DeviceClass: Send + Sync + 'static {
         LeaseKind::AsAsked
     }
 
+    /// Whether a writer's lease may be given of a device that is published for reading only.
+    fn lends_alone(&self) -> bool {
+        self.presentations().iter().any(|way| self.lease(way) == LeaseKind::Alone)
+    }
+
     /// Makes a frontend of kind `way` (one of `presentations`) whose requests go to `queue`.
     fn present<'a>(
         &'a self,
@@ -191,6 +196,9 @@ pub enum LeaseKind {
     Reader,
     /// A writer's: whoever uses the device so has it alone.
     Writer,
+    /// The same, also of a device that is published for reading only: what is refused then is the class's matter, as the
+    /// description of the opened device tells.
+    Alone,
 }
 
 /// Who serves a node.

@@ -211,7 +211,7 @@ pub(super) struct Subscribe {
     #[arg(value_name = "PEER/CHANNEL", value_parser = target)]
     pub(super) target: String,
     /// How to present the device. Without it, the best way here
-    #[arg(long = "as", value_name = "WAY", value_parser = ["file", "disk", "nbd"])]
+    #[arg(long = "as", value_name = "WAY", value_parser = ["file", "disk", "nbd", "drive"])]
     pub(super) way: Option<String>,
     /// Only read, as others may at the same time
     #[arg(long)]

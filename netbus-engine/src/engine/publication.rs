@@ -168,7 +168,7 @@ impl Publication {
 
     /// A peer asks for a lease.
     pub(super) fn open(&mut self, core: &Core, sessions: &Sessions, session: &PeerSession, tag: Tag, open: Open) {
-        if open.write && self.stored.read_only {
+        if open.write && self.stored.read_only && !self.class.lends_alone() {
             let text = format!("\"{}\" is published for reading only: subscribe with --read-only", self.stored.label);
             return session.refuse(tag, Reason::ReadOnly, text);
         }

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use netbus_proto::attachment::Phase;
 use netbus_proto::request::{Completion, DeviceError, ErrorKind, Request};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{oneshot, watch};
@@ -60,6 +61,12 @@ pub trait Accept: Send + Sync + 'static {
 
     /// The same from a thread that may block.
     fn accept_blocking(self: Arc<Self>, request: Request, entry: Entry, answer: Answer);
+
+    /// The phases of the attachment, for a frontend that must tell applications of a host that is away; `None` where requests
+    /// go nowhere else.
+    fn phases(&self) -> Option<watch::Receiver<Phase>> {
+        None
+    }
 }
 
 /// Called once with a request's completion, and with what measures its way back, unless it was refused at once. It must
@@ -70,6 +77,12 @@ impl Queue {
     /// A queue in front of `accept`.
     pub fn new(accept: Arc<dyn Accept>) -> Self {
         Self(accept)
+    }
+
+    /// The attachment's phase, and each change of it; see [`Accept::phases`].
+    #[must_use]
+    pub fn phases(&self) -> Option<watch::Receiver<Phase>> {
+        self.0.phases()
     }
 
     /// Sends a request and waits for its answer.

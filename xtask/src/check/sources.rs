@@ -12,9 +12,10 @@ use crate::project;
 const LINES_A_ROOM_HOLDS: usize = 600;
 
 /// The files that may hold `unsafe` code.
-const UNSAFE_FILES: [&str; 3] = [
+const UNSAFE_FILES: [&str; 4] = [
     "helpers/privileged/src/ioctl.rs",
     "netbus-engine/src/class/optical/cdrom.rs",
+    "netbus-engine/src/class/optical/drive/local/sg.rs",
     "netbus-engine/src/class/usb/local/transfers.rs",
 ];
 

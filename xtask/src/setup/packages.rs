@@ -38,7 +38,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 48] = [
+pub(crate) const PACKAGES: [Package; 51] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -70,6 +70,9 @@ pub(crate) const PACKAGES: [Package; 48] = [
         "what desktops make of their disks, and loop devices where that helper is not installed",
     ),
     package("udiskie", Group::Vm, "an automounter on both of them"),
+    package("genisoimage", Group::Vm, "discs for their optical drives"),
+    package("sg3-utils", Group::Vm, "commands to those drives that no program would give"),
+    package("eject", Group::Vm, "their trays"),
     package("nbd-client", Group::Vm, "their kernel's own NBD client"),
     package("systemd", Group::Vm, "the machine on which the package is installed, and its users (logind)"),
     package("systemd-sysv", Group::Vm, "turning that machine off as people do"),

@@ -114,6 +114,12 @@ impl Capabilities {
         Self(self.0 | those.0)
     }
 
+    /// These but for those.
+    #[must_use]
+    pub fn without(self, those: Self) -> Self {
+        Self(self.0 & !those.0)
+    }
+
     /// Whether all of those are among these.
     #[must_use]
     pub fn has(self, those: Self) -> bool {

@@ -22,6 +22,9 @@ const MIXED: i32 = 105;
 /// `CDROM_TIMED_MEDIA_CHANGE`, since Linux 5.16.
 const TIMED_MEDIA_CHANGE: Opcode = 0x5396;
 
+/// `SCSI_IOCTL_TEST_UNIT_READY`, which answers 0 if so.
+const TEST_UNIT_READY: Opcode = 2;
+
 /// What the drive says of its medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tray {
@@ -72,6 +75,11 @@ impl Changes {
     pub(super) fn number(self) -> u64 {
         self.0.unwrap_or_default().unsigned_abs()
     }
+}
+
+/// Whether the disc of an open drive is ready, as the kernel's driver finds: another disc is news for that then.
+pub(super) fn is_ready(drive: &File) -> bool {
+    ask::<TEST_UNIT_READY>(drive) == Ok(0)
 }
 
 /// What the drive of a name can do, from the table that the kernel keeps of all drives.
@@ -125,7 +133,7 @@ fn last_change(drive: &File) -> Option<i64> {
 }
 
 fn ask<const QUESTION: Opcode>(drive: &File) -> rustix::io::Result<i32> {
-    // SAFETY: The command is one of two that take an integer, or nothing, and answer with an integer.
+    // SAFETY: The command is one of three that take an integer, or nothing, and answer with an integer.
     // JUSTIFICATION: There is no safe function for it. Only the drive knows.
     unsafe { ioctl(drive.as_fd(), Question::<QUESTION>) }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::NAME;
 use super::disc::{DiscBackend, DriveMedium, ImageMedium};
+use super::drive::local::DriveBackend;
 use super::scan::{self, Disc};
 use crate::class::block::identity::file;
 use crate::class::block::identity::linux::node;
@@ -25,6 +27,10 @@ use crate::class::{Identified, Identity, LocalDevice, OpenError, OpenedDevice};
 /// The fact that tells drives from images, and its value for a drive.
 const KIND: &str = "kind";
 const DRIVE: &str = "drive";
+
+/// The fact that says how a drive is published, and its value for one whose discs nobody shall change.
+const ACCESS: &str = "access";
+const READING: &str = "reading";
 
 /// What a drive is known by.
 type Facts = BTreeMap<String, String>;
@@ -42,11 +48,15 @@ pub(super) fn identify(system: &System, name: &str, read_only: bool) -> Result<I
 
 /// Finds a drive or an image again and opens it.
 pub(super) fn open(system: &System, identity: &Identity, read_only: bool) -> Result<OpenedDevice, OpenError> {
-    if !read_only {
-        let text = "This version lends discs and not whole drives: subscribe as disk or as file";
-        return Err(OpenError::Unfit(text.to_owned()));
+    match (is_image(identity), read_only) {
+        (true, true) => open_image(identity),
+        (false, true) => open_disc(system, identity),
+        (false, false) => open_drive(system, identity),
+        (true, false) => {
+            let text = "An image of a disc has no drive that could be used: subscribe as disk or as file";
+            Err(OpenError::Unfit(text.to_owned()))
+        }
     }
-    if is_image(identity) { open_image(identity) } else { open_disc(system, identity) }
 }
 
 /// Describes the drive or the image of an identity as it is now.
@@ -79,11 +89,15 @@ fn identify_drive(
     drive: &Disk,
     read_only: bool,
 ) -> Result<Identified, OpenError> {
-    node::refuse_publisher(snapshot, drive, true)?;
+    node::refuse_publisher(snapshot, drive, read_only)?;
     let device = scan::describe(system, drive, scan::open_for_a_look(drive).as_ref()).0;
     Ok(Identified {
         suggested_name: slug(&snapshot.model(drive), "drive"),
-        identity: Identity { class: NAME.to_owned(), facts: facts(drive), last_path: drive.path.clone() },
+        identity: Identity {
+            class: NAME.to_owned(),
+            facts: published(facts(drive), read_only),
+            last_path: drive.path.clone(),
+        },
         device: encode(&device),
         read_only,
         removable: true,
@@ -126,6 +140,35 @@ fn open_disc(system: &System, identity: &Identity) -> Result<OpenedDevice, OpenE
         backend: Arc::new(backend),
         device: encode(&device),
         instance: instance(&disc),
+        path: drive.path.clone(),
+        write_through: true,
+    })
+}
+
+/// Opens a drive as a whole, whatever is in it. Whether it burns is told by its description, which leaves out what must
+/// not be done with one that is published for reading only.
+fn open_drive(system: &System, identity: &Identity) -> Result<OpenedDevice, OpenError> {
+    let snapshot = Snapshot::take(system);
+    let drive = find(&snapshot, identity)?;
+    let opened = node::claim(&snapshot, drive, false)?;
+    let (mut device, _) = scan::describe(system, drive, Some(&opened));
+    if identity.facts.get(ACCESS).is_some_and(|access| access == READING) {
+        device.capabilities = device.capabilities.without(Capabilities::WRITES);
+    }
+    let shown = drive.path.display().to_string();
+    let folder = drive.folder.clone();
+    // No other device's folder ever gets its number.
+    let number = move |folder: &Path| fs::metadata(folder).map(|folder| folder.ino());
+    let opened_as = number(&folder).map_err(|source| system_error(&shown, source))?;
+    let backend = DriveBackend::start(opened, drive.path.clone()).map_err(|source| system_error(&shown, source))?;
+    let mut instance = [0; 16];
+    getrandom::fill(&mut instance).expect("the system gives random bytes");
+    Ok(OpenedDevice {
+        presence: Arc::new(move || number(&folder).is_ok_and(|now| now == opened_as)),
+        backend: Arc::new(backend),
+        device: encode(&device),
+        // What it was told and had not done is forgotten with each.
+        instance: Instance(instance),
         path: drive.path.clone(),
         write_through: true,
     })
@@ -183,6 +226,13 @@ fn facts(drive: &Disk) -> Facts {
         ("port", Some(port(drive))),
     ];
     facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
+fn published(mut facts: Facts, read_only: bool) -> Facts {
+    if read_only {
+        facts.insert(ACCESS.to_owned(), READING.to_owned());
+    }
+    facts
 }
 
 /// Where a drive is plugged in: its path in sysfs without what the kernel counts.

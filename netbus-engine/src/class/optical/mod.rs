@@ -3,12 +3,14 @@
 //! - `scan`: what drives are here and what is in them; `volume`: what is on a disc; `cdrom`: what the kernel says of a drive.
 //! - `identity`: what a published drive or image is known by, and its claim.
 //! - `disc`: the host's backend for all who read a disc; `read_ahead`: what it reads, and when.
+//! - `drive`: a drive as a whole, for one peer alone.
 //!
 //! A disc is a read-only disk of 2048-byte sectors, and its subscribers' frontends are those of the block class.
 
 #[allow(unsafe_code)]
 mod cdrom;
 mod disc;
+mod drive;
 mod identity;
 mod read_ahead;
 mod scan;
@@ -21,11 +23,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use netbus_proto::class::optical::command::CommandOutcome;
 use netbus_proto::class::optical::{CODE, Capabilities, Description, OpticalRequest, args_len};
 use netbus_proto::ids::ClassCode;
 use netbus_proto::request::{DeviceError, ErrorKind, Request, Shape};
 use netbus_proto::wire::control::Framing;
 
+use self::drive::frontend::DriveFrontend;
 use super::block::{BlockClass, System, human_size};
 use super::{
     ClassPolicy, DeviceClass, Identified, Identity, LeaseKind, LocalDevice, NodeId, OpenError, OpenedDevice,
@@ -39,6 +43,9 @@ const NAME: &str = "optical";
 
 /// How long applications wait for a disc that was taken out: long enough to wipe it.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The way to present a drive as a whole.
+const DRIVE: &str = "drive";
 
 /// The optical class.
 #[derive(Default)]
@@ -66,6 +73,10 @@ impl DeviceClass for OpticalClass {
 
     fn policy(&self, read_only: bool) -> ClassPolicy {
         let disk = self.block.policy(read_only);
+        if !read_only {
+            // A drive is the same one whatever is in it, and tells its user of that.
+            return disk;
+        }
         ClassPolicy { same_instance: true, absent_for: Some(PATIENCE), ..disk }
     }
 
@@ -108,7 +119,10 @@ impl DeviceClass for OpticalClass {
     }
 
     fn check_answer(&self, request: &Request, answer: &Bytes) -> Result<(), DeviceError> {
-        self.block.check_answer(request, answer)
+        match OpticalRequest::parse(request)? {
+            OpticalRequest::Read { .. } => self.block.check_answer(request, answer),
+            OpticalRequest::Command(command) => CommandOutcome::decode(&command, answer.clone()).map(drop),
+        }
     }
 
     fn read(&self, _extent: Range<u64>) -> Option<Request> {
@@ -121,11 +135,11 @@ impl DeviceClass for OpticalClass {
     }
 
     fn presentations(&self) -> &'static [&'static str] {
-        &["file", "disk", "nbd"]
+        &["file", "disk", "nbd", DRIVE]
     }
 
-    fn lease(&self, _way: &str) -> LeaseKind {
-        LeaseKind::Reader
+    fn lease(&self, way: &str) -> LeaseKind {
+        if way == DRIVE { LeaseKind::Alone } else { LeaseKind::Reader }
     }
 
     fn present<'a>(
@@ -134,7 +148,12 @@ impl DeviceClass for OpticalClass {
         presentation: Presentation,
         queue: Queue,
     ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>> {
-        Box::pin(async move { self.block.present(way, as_disk(presentation)?, queue).await })
+        Box::pin(async move {
+            if way == DRIVE {
+                return Ok(Box::new(DriveFrontend::present(presentation, queue).await?) as _);
+            }
+            self.block.present(way, as_disk(presentation)?, queue).await
+        })
     }
 
     fn kernel_framing(&self, way: &str) -> Option<Framing> {

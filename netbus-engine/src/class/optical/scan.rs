@@ -12,6 +12,7 @@ use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 use super::cdrom::{self, Changes, Tray};
+use super::drive::local::is_lent;
 use super::{identity, volume};
 use crate::class::block::{Disk, Snapshot, System, attribute};
 use crate::class::{Identity, LocalDevice};
@@ -107,8 +108,12 @@ pub(super) fn image(file: &File, size: u64) -> Option<Disc> {
     Some(Disc { kind: volume.kind, label: volume.label, size, print: print(file, size) })
 }
 
-/// Opens a drive for a look, which neither claims it nor moves its tray; `None` where this user may not.
+/// Opens a drive for a look, which neither claims it nor moves its tray; `None` where this user may not, and while a peer
+/// has the drive as a whole.
 pub(super) fn open_for_a_look(disk: &Disk) -> Option<File> {
+    if is_lent(&disk.path) {
+        return None;
+    }
     OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&disk.path).ok()
 }
 

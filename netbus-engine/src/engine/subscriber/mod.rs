@@ -150,7 +150,11 @@ impl Subscriber {
             channel: offer.name.clone(),
             label: offer.label.clone(),
             class: class.name().to_owned(),
-            read_only: how.read_only || offer.read_only || class.lease(&way) == LeaseKind::Reader,
+            read_only: match class.lease(&way) {
+                LeaseKind::AsAsked => how.read_only || offer.read_only,
+                LeaseKind::Reader => true,
+                LeaseKind::Writer | LeaseKind::Alone => false,
+            },
             way,
             give_up_after: how.give_up_after,
             since: seconds_since_1970(),
@@ -483,7 +487,7 @@ impl Subscriber {
 fn unfit(class: &dyn DeviceClass, way: &str, how: &How, offer: &Offer) -> Option<String> {
     let name = &offer.name;
     let kind = class.lease(way);
-    if kind == LeaseKind::Writer && how.read_only {
+    if matches!(kind, LeaseKind::Writer | LeaseKind::Alone) && how.read_only {
         return Some(format!("\"{name}\" cannot be used as {way} for reading only: leave --read-only out"));
     }
     if kind == LeaseKind::Writer && offer.read_only {

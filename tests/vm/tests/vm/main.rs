@@ -13,6 +13,7 @@ mod kernel;
 mod lent;
 mod loop_device;
 mod main_job;
+mod optical_drive;
 mod package;
 mod partitions;
 mod rig;

@@ -110,7 +110,9 @@ pub fn judge(cdb: &[u8], direction: Direction, length: u32, read_only: bool) -> 
     }
     let cdb_len = group_len(code);
     // The last byte belongs to the maker of the drive, or to ways of linking commands that nobody uses.
-    let is_whole = cdb.len() >= cdb_len && cdb[cdb_len - 1..].iter().all(|byte| *byte == 0);
+    let is_whole = cdb.len() >= cdb_len
+        && cdb[cdb_len..].iter().all(|byte| *byte == 0)
+        && (cdb[cdb_len - 1] == 0 || code == READ_TOC && cdb[cdb_len - 1] & !OLD_FORMAT == 0);
     if !is_whole || length > MAX_DATA || !(rule.fits)(cdb) || !rule.moves.allow(cdb, direction, length) {
         return Err(Refused::Field);
     }
@@ -189,6 +191,10 @@ fn part_len(cdb: &[u8]) -> u64 {
 }
 
 const READ_CD_MSF: u8 = 0xb9;
+const READ_TOC: u8 = 0x43;
+
+/// Where the format of READ TOC stood before MMC, and where Linux still writes it.
+const OLD_FORMAT: u8 = 0xc0;
 
 fn any(_: &[u8]) -> bool {
     true
@@ -314,6 +320,7 @@ mod tests {
             ("READ CD with subchannel", &[0xbe, 4, 0, 0, 0, 0, 0, 0, 1, 0xf8, 1, 0], In, 2448),
             ("READ CD MSF", &[0xb9, 4, 0, 0, 2, 0, 0, 2, 1, 0xf8, 0, 0], In, 2352),
             ("READ TOC", &[0x43, 2, 0, 0, 0, 0, 1, 3, 36, 0], In, 804),
+            ("READ TOC, as Linux asks for sessions", &[0x43, 0, 0, 0, 0, 0, 0, 0, 12, 0x40], In, 12),
             ("GET CONFIGURATION", &[0x46, 0, 0, 0, 0, 0, 0, 0, 8, 0], In, 8),
             ("GET EVENT STATUS", &[0x4a, 1, 0, 0, 16, 0, 0, 0, 8, 0], In, 8),
             ("MODE SENSE", &[0x5a, 0, 0x2a, 0, 0, 0, 0, 0, 128, 0], In, 128),
@@ -399,6 +406,7 @@ mod tests {
             ("keeps what it sets", &[0x55, 0x11, 0, 0, 0, 0, 0, 0, 60, 0], Out, 60),
             ("keeps what it sets", &[0x15, 0x11, 0, 0, 12, 0], Out, 12),
             ("compares with data", &[0x2f, 2, 0, 0, 0, 0, 0, 0, 1, 0], None, 0),
+            ("links commands", &[0x43, 0, 0, 0, 0, 0, 0, 0, 12, 0x01], In, 12),
             ("has a vendor's bit", &[0x00, 0, 0, 0, 0, 0x80], None, 0),
             ("has more behind its end", &[0x12, 0, 0, 0, 36, 0, 0, 1], In, 36),
             ("is too short", &[0x28, 0, 0, 0, 0, 16, 0, 0, 16], In, 32768),

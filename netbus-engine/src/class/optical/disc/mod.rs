@@ -259,7 +259,8 @@ impl Shared {
 
     fn range_of(&self, request: &Request) -> Result<Range<u64>, DeviceError> {
         let OpticalRequest::Read { offset, length } = OpticalRequest::parse(request)? else {
-            return Err(DeviceError::new(ErrorKind::Unsupported, "A disc is only read"));
+            let text = "Readers have the disc, not the drive: they give it no commands";
+            return Err(DeviceError::new(ErrorKind::Unsupported, text));
         };
         let geometry = Geometry { size: self.size, block_size: SECTOR };
         BlockRequest::Read { offset, length }.check(geometry, true)?;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 
+use netbus_proto::class::optical::command::{Cdb, Command, Direction};
 use netbus_proto::request::Completion;
 
 use super::*;
@@ -82,8 +83,11 @@ fn what_is_no_read_within_the_disc_is_refused() {
     let disc = backend(&Arc::new(Seen::default()), &[]);
     assert_eq!(read(&disc, SIZE, 2048).unwrap_err().kind, ErrorKind::OutOfRange);
     assert_eq!(read(&disc, 512, 2048).unwrap_err().kind, ErrorKind::Invalid);
-    let write = BlockRequest::Write { offset: 0, data: Bytes::from(vec![0; 2048]), fua: false };
-    assert_eq!(send(&disc, write.into_request()).recv().unwrap().unwrap_err().kind, ErrorKind::Unsupported);
+    let (cdb, direction) = (Cdb::test_unit_ready(), Direction::None);
+    let command = Command { usage: 7, number: 1, cdb, direction, length: 0, data: Bytes::new() };
+    for change in [BlockRequest::Discard { offset: 0, length: 2048 }.into_request(), command.into_request()] {
+        assert_eq!(send(&disc, change).recv().unwrap().unwrap_err().kind, ErrorKind::Unsupported);
+    }
 }
 
 /// A disc that counts how often it is read elsewhere than where it was read last. A mock: no drive that the kernel can
