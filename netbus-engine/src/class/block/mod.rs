@@ -44,6 +44,9 @@ use crate::{
 /// Its name in commands and stored identities.
 const NAME: &str = "block";
 
+/// What the names of files end with that are disks.
+const EXTENSION: &str = "img";
+
 /// The block class.
 #[derive(Default)]
 pub struct BlockClass;
@@ -153,7 +156,7 @@ impl DeviceClass for BlockClass {
     ) -> BoxFuture<'a, Result<Box<dyn Frontend>, PresentError>> {
         Box::pin(async move {
             match way {
-                "file" => present_file(presentation, queue).await,
+                "file" => present_file(presentation, queue, EXTENSION).await,
                 "nbd" => present_nbd(presentation, queue).await,
                 #[cfg(target_os = "linux")]
                 "disk" => present_loop_disk(presentation, queue).await,
@@ -256,15 +259,24 @@ impl DeviceClass for BlockClass {
     }
 }
 
+/// Presents it as a file whose name ends with this extension, which must be one of `frontend::file`.
 #[cfg(target_os = "linux")]
-async fn present_file(presentation: Presentation, queue: Queue) -> Result<Box<dyn Frontend>, PresentError> {
+pub(in crate::class) async fn present_file(
+    presentation: Presentation,
+    queue: Queue,
+    extension: &'static str,
+) -> Result<Box<dyn Frontend>, PresentError> {
     let geometry = presented_geometry(&presentation)?;
-    let frontend = frontend::file::FileFrontend::present(presentation, geometry, queue).await?;
+    let frontend = frontend::file::FileFrontend::present(presentation, extension, geometry, queue).await?;
     Ok(Box::new(frontend))
 }
 
 #[cfg(not(target_os = "linux"))]
-async fn present_file(_presentation: Presentation, _queue: Queue) -> Result<Box<dyn Frontend>, PresentError> {
+async fn present_file(
+    _presentation: Presentation,
+    _queue: Queue,
+    _extension: &'static str,
+) -> Result<Box<dyn Frontend>, PresentError> {
     let text = "A disk can be presented as a file on Linux only: `--as nbd` works here";
     Err(PresentError::Unavailable(text.to_owned()))
 }

@@ -2,11 +2,13 @@
 //!
 //! - `scan`: what drives are here and what is in them; `volume`: what is on a disc; `cdrom`: what the kernel says of a drive.
 //! - `identity`: what a published drive or image is known by, and its claim.
-//! - `disc`: the host's backend for all who read a disc; `read_ahead`: what it reads, and when.
+//! - `disc`: the host's backend for all who read a disc; `ahead`: what the subscriber reads before it is asked for;
+//!   `read_ahead`: what both of them read, and when.
 //! - `drive`: a drive as a whole, for one peer alone.
 //!
 //! A disc is a read-only disk of 2048-byte sectors, and its subscribers' frontends are those of the block class.
 
+mod ahead;
 #[allow(unsafe_code)]
 mod cdrom;
 mod disc;
@@ -30,7 +32,7 @@ use netbus_proto::request::{DeviceError, ErrorKind, Request, Shape};
 use netbus_proto::wire::control::Framing;
 
 use self::drive::frontend::DriveFrontend;
-use super::block::{BlockClass, System, human_size};
+use super::block::{BlockClass, System, human_size, present_file};
 use super::{
     ClassPolicy, DeviceClass, Identified, Identity, LeaseKind, LocalDevice, NodeId, OpenError, OpenedDevice,
     PresentError, PresentedLink, ServedBy, Stamp,
@@ -40,6 +42,9 @@ use crate::kernel::{GrantedLink, KernelLink};
 
 /// Its name in commands and stored identities.
 const NAME: &str = "optical";
+
+/// What the names of files end with that are discs.
+const EXTENSION: &str = "iso";
 
 /// How long applications wait for a disc that was taken out: long enough to wipe it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -152,7 +157,12 @@ impl DeviceClass for OpticalClass {
             if way == DRIVE {
                 return Ok(Box::new(DriveFrontend::present(presentation, queue).await?) as _);
             }
-            self.block.present(way, as_disk(presentation)?, queue).await
+            let size = self.size(&presentation.device).unwrap_or_default();
+            let (presentation, queue) = (as_disk(presentation)?, ahead::reading_ahead(queue, size));
+            if way == "file" {
+                return present_file(presentation, queue, EXTENSION).await;
+            }
+            self.block.present(way, presentation, queue).await
         })
     }
 

@@ -232,6 +232,12 @@ impl ReadAhead {
         }
     }
 
+    /// Forgets all content. What is being read is still expected.
+    pub(super) fn forget(&mut self) {
+        self.chunks.clear();
+        self.ages.clear();
+    }
+
     fn land(&mut self, fetch: &Fetch) {
         for chunk in chunks_of(&fetch.range) {
             self.flying.remove(&chunk);

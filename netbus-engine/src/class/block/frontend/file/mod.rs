@@ -1,4 +1,4 @@
-//! A file that is the disk: `<runtime_dir>/<host>/<channel>.img`, made by FUSE and without root.
+//! A file that is the disk: `<runtime_dir>/<host>/<channel>.img`, or `.iso` for a disc, made by FUSE and without root.
 //!
 //! Media players, backup tools, virtual machines and loop devices open it like any image file; what they read and
 //! write goes into the attachment's queue. It has the disk's size for ever, belongs to the daemon's user alone, and a
@@ -24,6 +24,7 @@ pub(crate) mod mountinfo;
 mod node;
 mod ranges;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -58,23 +59,29 @@ impl FileFrontend {
     /// # Errors
     /// [`PresentError::Unavailable`] without FUSE or, for an ordinary user, without `fusermount3`;
     /// [`PresentError::System`] when the system refuses or the channel is presented already.
-    pub async fn present(presentation: Presentation, geometry: Geometry, queue: Queue) -> Result<Self, PresentError> {
+    pub async fn present(
+        presentation: Presentation,
+        extension: &'static str,
+        geometry: Geometry,
+        queue: Queue,
+    ) -> Result<Self, PresentError> {
         let runtime = Handle::current();
         // What is mounted after the caller has given up is dropped with the task's result, and so unmounted.
-        tokio::task::spawn_blocking(move || Self::mount(&presentation, geometry, queue, runtime))
+        tokio::task::spawn_blocking(move || Self::mount(&presentation, extension, geometry, queue, runtime))
             .await
             .map_err(|error| mount::refused("The file could not be mounted".to_owned(), io::Error::other(error)))?
     }
 
     fn mount(
         presentation: &Presentation,
+        extension: &str,
         geometry: Geometry,
         queue: Queue,
         runtime: Handle,
     ) -> Result<Self, PresentError> {
         let (ended, ended_receiver) = watch::channel(false);
         let node = Node::new(queue, geometry, presentation.read_only, runtime, ended_receiver);
-        let mounted = mount_node(presentation, node)?;
+        let mounted = mount_node(presentation, extension, node)?;
         Ok(Self { path: mounted.path.clone(), mounted: Some(mounted), ended })
     }
 }
@@ -161,7 +168,8 @@ fn remove_leftovers(runtime_dir: &Path) -> io::Result<()> {
             let path = entry.path();
             // Not even looked at while something is mounted there, since its server may not answer.
             let is_mounted = mounted.iter().any(|mounted| mounted.path == path);
-            if is_mounted || path.extension().is_none_or(|extension| extension != EXTENSION) {
+            let is_ours = |extension: &OsStr| EXTENSIONS.iter().any(|known| extension == *known);
+            if is_mounted || !path.extension().is_some_and(is_ours) {
                 continue;
             }
             if entry.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0) {
@@ -172,11 +180,12 @@ fn remove_leftovers(runtime_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-const EXTENSION: &str = "img";
+/// What the names of such files end with: those of disks, and of discs.
+const EXTENSIONS: [&str; 2] = ["img", "iso"];
 
-fn mount_node(presentation: &Presentation, node: Node) -> Result<MountedFile, PresentError> {
+fn mount_node(presentation: &Presentation, extension: &str, node: Node) -> Result<MountedFile, PresentError> {
     let host_dir = presentation.runtime_dir.join(&presentation.host);
-    let path = mount::place(&host_dir, &format!("{}.{EXTENSION}", presentation.channel))?;
+    let path = mount::place(&host_dir, &format!("{}.{extension}", presentation.channel))?;
     let device = mount::mount(&path, presentation.read_only).inspect_err(|_| mount::displace(&path))?;
     let mounted = match mountinfo::mounted_at(&path) {
         Ok(Some(mounted)) => mounted,

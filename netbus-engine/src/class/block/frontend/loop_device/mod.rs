@@ -24,6 +24,7 @@ use tokio::runtime;
 use self::udisks::{Udisks, UdisksError};
 use super::file::{FileFrontend, holders};
 use crate::class::PresentError;
+use crate::class::block::EXTENSION;
 use crate::frontend::{Frontend, Presentation, Queue, RemoveError};
 
 /// How long a device may be open by those who only look what it is, as udev does.
@@ -57,7 +58,7 @@ impl LoopDisk {
     pub async fn present(presentation: Presentation, geometry: Geometry, queue: Queue) -> Result<Self, PresentError> {
         let udisks = Udisks::connect().await.map_err(unmade)?;
         let read_only = presentation.read_only;
-        let file = FileFrontend::present(presentation, geometry, queue).await?;
+        let file = FileFrontend::present(presentation, EXTENSION, geometry, queue).await?;
         let path = PathBuf::from(file.node());
         // Opening it asks this program, so not on a thread that may have to answer.
         let opened =
