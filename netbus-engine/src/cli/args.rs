@@ -117,6 +117,14 @@ pub(super) enum Request {
     Channels,
     /// Use a channel of another machine; prints where the device is
     Subscribe(Subscribe),
+    /// Play the film on a disc of another machine
+    ///
+    /// Opens it with its menus in vlc or mpv, whichever is here, and hands it back when the player has ended.
+    Play {
+        /// The channel as PEER/CHANNEL
+        #[arg(value_name = "PEER/CHANNEL", value_parser = target)]
+        target: String,
+    },
     /// Take a device away and hand its channel back
     Unsubscribe {
         /// The channel as PEER/CHANNEL, or just its name

@@ -5,7 +5,7 @@
 //! peer is made printable first.
 //!
 //! - `args`: the words, and from them `--help`, completions and manual pages in `manual`.
-//! - `verbs`: what each verb calls and prints; `pairing` and `revoking` hold those that take more than one call.
+//! - `verbs`: what each verb calls and prints; `pairing`, `playing` and `revoking` hold those that take more than one call.
 //! - `show`: answers for people; `text` and `units` know how terminals and people read.
 //! - `screen`: standard output and error; `failure`: how a command ends without its work done.
 //! - `logging`: what a daemon writes to its log.
@@ -15,6 +15,7 @@ mod failure;
 mod logging;
 mod manual;
 mod pairing;
+mod playing;
 mod revoking;
 mod screen;
 mod show;

@@ -6,7 +6,7 @@ use super::args::{Patience, Publish, Request, Subscribe};
 use super::failure::Failure;
 use super::screen::Screen;
 use super::units::Clock;
-use super::{pairing, revoking, show};
+use super::{pairing, playing, revoking, show};
 use crate::control::api::{Answer, Call};
 use crate::control::client::Client;
 
@@ -24,6 +24,7 @@ pub(super) async fn run(request: Request, socket: &Path, screen: &mut Screen) ->
         Request::Revoke(revoke) => return revoking::run(revoke, socket, screen).await,
         Request::Channels => Call::Channels,
         Request::Subscribe(subscribe) => subscription(subscribe),
+        Request::Play { target } => return playing::run(target, socket, screen).await,
         Request::Unsubscribe { channel, force } => Call::Unsubscribe { channel, force },
         Request::Watch => return watch(socket, screen).await,
         Request::Stop => Call::Shutdown,

@@ -5,6 +5,7 @@
 mod chaos;
 mod daemon;
 mod discovery;
+mod discs;
 mod doctor;
 mod durability;
 mod failing;
