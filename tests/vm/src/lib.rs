@@ -24,6 +24,7 @@
 
 pub mod agent;
 pub mod daemon;
+pub mod disc;
 pub mod disk;
 pub mod drive;
 pub mod gadget;

@@ -389,6 +389,7 @@ impl Machine {
         command.args(["-netdev", &format!("stream,id=eth0,server=off,addr.type=unix,addr.path={switch}")]);
         let card = format!("virtio-net-pci,netdev=eth0,mac=52:54:00:6e:62:{:02x}", self.number);
         command.args(["-device", &card, "-device", "virtio-rng-pci", "-device", "qemu-xhci,id=usb"]);
+        command.args(crate::disc::Drive::ARGUMENTS);
         // Loudspeakers are silent, whatever the build machine has.
         command.args(["-audiodev", "none,id=silence"]);
         for disk in &self.disks {

@@ -61,6 +61,7 @@ pub(crate) const PACKAGES: [Package; 51] = [
     package("kmod", Group::Vm, "their modules (depmod, modprobe)"),
     package("udev", Group::Vm, "names and links of their devices"),
     package("dosfstools", Group::Vm, "file systems as sticks and players have them"),
+    package("genisoimage", Group::Vm, "discs for their optical drives"),
     package("dmsetup", Group::Vm, "another hand at their mapped devices"),
     package("dbus", Group::Vm, "their system bus, for the privileged helper"),
     package("polkitd", Group::Vm, "who may ask that helper for what"),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic_in_result_fn)]
 
 mod automounter;
+mod disc;
 mod disk;
 mod doctor;
 mod helper;
