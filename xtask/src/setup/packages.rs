@@ -38,7 +38,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 51] = [
+pub(crate) const PACKAGES: [Package; 52] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
