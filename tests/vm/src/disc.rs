@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use serde_json::json;
 
 use crate::machine::Machine;
@@ -81,6 +82,25 @@ impl Machine {
     /// When QEMU refuses.
     pub fn take_disc_out(&self, drive: Drive) -> anyhow::Result<()> {
         self.qmp("eject", &json!({"id": drive.id(), "force": true})).map(drop)
+    }
+
+    /// Whether a drive's tray is open.
+    ///
+    /// # Errors
+    /// When QEMU does not say.
+    pub fn tray_is_open(&self, drive: Drive) -> anyhow::Result<bool> {
+        let blocks = self.qmp("query-block", &json!({}))?;
+        let known = blocks.as_array().and_then(|blocks| blocks.iter().find(|block| block["qdev"] == drive.id()));
+        known.context("QEMU does not know the drive")?["tray_open"].as_bool().context("The drive has no tray")
+    }
+
+    /// Takes the disc out, and has the kernel forget the drive and what it knows of its discs.
+    ///
+    /// # Errors
+    /// When QEMU refuses, or something in the guest uses the drive.
+    pub fn forget_drive(&self, drive: Drive) -> anyhow::Result<()> {
+        self.take_disc_out(drive)?;
+        self.run(&format!("modprobe -r {}", drive.module())).map(drop)
     }
 }
 

@@ -13,7 +13,6 @@
 //! - [`disk`]: a program that serves a disk as a host does, and asks the privileged helper as a daemon does.
 //! - [`helper`]: the privileged helper of a machine, and what it needs.
 //! - [`qmp`]: QEMU's own control socket.
-//! - [`drive`]: an optical drive, as QEMU has one, and its discs.
 //! - [`gadget`]: USB devices that a machine makes for itself.
 //! - [`hfsplus`]: a file system as Macs make it on a player.
 //! - [`usb_backend`]: a program that uses a USB device as a host does.
@@ -26,7 +25,6 @@ pub mod agent;
 pub mod daemon;
 pub mod disc;
 pub mod disk;
-pub mod drive;
 pub mod gadget;
 pub mod helper;
 pub mod hfsplus;

@@ -1,14 +1,18 @@
 //! A drive of one machine as a drive of another: attic's, whose discs are changed by hand, is `/dev/srN` at desk.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use netbus_vm_tests::drive::make_disc;
+use netbus_vm_tests::disc::{Drive, make_disc};
 use netbus_vm_tests::{Machine, Pair, wait_for};
 use serde_json::Value;
 
 use super::usb::on_two_users;
+
+/// Attic's drive.
+const DRIVE: Drive = Drive::Scsi;
 
 /// How long one load may take.
 const LONG: Duration = Duration::from_secs(200);
@@ -21,10 +25,10 @@ const SUM: &str = "sha256sum </mnt/film";
 
 #[test]
 fn a_drive_is_mounted_opened_and_asked_at_another_machine() -> anyhow::Result<()> {
-    with_a_drive(&[], |pair, first, second| {
+    with_a_drive(&[], |pair, drive, first, second| {
         let (attic, desk) = (&pair.attic, &pair.desk);
         let sum = |image: &PathBuf| {
-            let film = image.with_extension("d").join("film");
+            let film = image.with_extension("").join("film");
             netbus_lan_tests::run("sha256sum", &[&film.to_string_lossy()]).map(|out| out[..64].to_owned())
         };
         let read = |machine: &Machine, node: &str| {
@@ -52,23 +56,23 @@ fn a_drive_is_mounted_opened_and_asked_at_another_machine() -> anyhow::Result<()
         }
         // The tray, from desk.
         desk.run(&format!("eject {node}"))?;
-        wait_for("attic's tray is open", || Ok(attic.tray_is_open()?.then_some(())))?;
+        wait_for("attic's tray is open", || Ok(attic.tray_is_open(DRIVE)?.then_some(())))?;
         // Without opening it as most programs do, which closes the tray.
         let has_disc = || Ok::<_, anyhow::Error>(desk.try_run(&format!("sg_turs {node}"))?.status == Some(0));
         ensure!(!has_disc()?, "There is a disc in an open tray");
         desk.run(&format!("eject -t {node}"))?;
-        wait_for("attic's tray is closed", || Ok((!attic.tray_is_open()?).then_some(())))?;
+        wait_for("attic's tray is closed", || Ok((!attic.tray_is_open(DRIVE)?).then_some(())))?;
         wait_for("the disc is there", || Ok((read(desk, &node).ok() == Some(sum(first)?)).then_some(())))?;
         // Another disc, by a hand at attic, while attic's own kernel would like to know of it.
         let size = |machine: &Machine, node: &str| machine.run(&format!("blockdev --getsize64 {node}"));
         let before = size(desk, &node)?;
-        attic.take_disc()?;
+        attic.take_disc_out(DRIVE)?;
         wait_for("desk sees no disc", || Ok((!has_disc()?).then_some(())))?;
-        attic.put_disc(second)?;
+        attic.insert_disc(DRIVE, second)?;
         wait_for("desk sees another disc", || Ok((size(desk, &node)? != before).then_some(())))?;
         ensure!(read(desk, &node)? == sum(second)?, "Desk reads another film");
         // Nobody else has it meanwhile.
-        let said = attic.run("mount -o ro /dev/sr0 /mnt 2>&1 && umount /mnt; true")?;
+        let said = attic.run(&format!("mount -o ro {drive} /mnt 2>&1 && umount /mnt; true"))?;
         ensure!(said.contains("busy") || said.contains("already mounted"), "{said}");
         for way in ["drive", "file"] {
             let said = second_subscriber(desk, &format!("netbus subscribe attic/dvd --as {way} 2>&1; true"))?;
@@ -87,7 +91,7 @@ fn a_drive_is_mounted_opened_and_asked_at_another_machine() -> anyhow::Result<()
 
 #[test]
 fn a_drive_outlives_a_cable_that_is_pulled_and_a_host_that_is_killed() -> anyhow::Result<()> {
-    with_a_drive(&["--read-only"], |pair, _, _| {
+    with_a_drive(&["--read-only"], |pair, drive, _, _| {
         let node = subscribe(&pair.desk)?;
         let whole = format!("dd if={node} bs=64k iflag=direct status=none | sha256sum");
         let expected = pair.desk.run(&whole)?;
@@ -103,7 +107,7 @@ fn a_drive_outlives_a_cable_that_is_pulled_and_a_host_that_is_killed() -> anyhow
         ensure!(pair.desk.run(TROUBLE)? == before, "{}", pair.desk.run("dmesg | tail -20")?);
         // A killed host's drive is its kernel's own at once.
         pair.attic.kill_daemon()?;
-        pair.attic.run(&format!("mount -o ro /dev/sr0 /mnt && {SUM} && umount /mnt"))?;
+        pair.attic.run(&format!("mount -o ro {drive} /mnt && {SUM} && umount /mnt"))?;
         pair.attic.start_daemon()?;
         pair.desk.becomes("active")?;
         // It may be another disc by now, which the kernel is told once.
@@ -114,14 +118,15 @@ fn a_drive_outlives_a_cable_that_is_pulled_and_a_host_that_is_killed() -> anyhow
 }
 
 /// Runs a test on two paired machines whose daemons have no rights. Attic has published its drive as "dvd"; the test gets
-/// the disc in it and another one, which is larger. `options` are those of the publication.
+/// its node, the disc in it and another one, which is larger. `options` are those of the publication.
 fn with_a_drive(
     options: &[&str],
-    test: impl FnOnce(&mut Pair, &PathBuf, &PathBuf) -> anyhow::Result<()>,
+    test: impl FnOnce(&mut Pair, &str, &PathBuf, &PathBuf) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     on_two_users(|pair| {
-        let (first, second) = (make_disc(&pair.folder, "FIRST", 8)?, make_disc(&pair.folder, "SECOND", 12)?);
-        let drive = pair.attic.add_drive(&first)?;
+        let (first, second) = (disc(pair, "FIRST", 8)?, disc(pair, "SECOND", 12)?);
+        let drive = pair.attic.use_drive(DRIVE)?;
+        pair.attic.insert_disc(DRIVE, &first)?;
         // As udev would have it.
         for machine in [&pair.attic, &pair.desk] {
             machine.run(
@@ -138,10 +143,19 @@ fn with_a_drive(
             ),
         )?;
         pair.attic.netbus(&[&["publish", &drive, "--name", "dvd"], options].concat())?;
-        test(pair, &first, &second)?;
+        test(pair, &drive, &first, &second)?;
         pair.attic.stop_daemon()?;
-        pair.attic.remove_drive()
+        pair.attic.forget_drive(DRIVE)
     })
+}
+
+/// A disc with a file `film` of so many MiB.
+fn disc(pair: &Pair, label: &str, mebibytes: usize) -> anyhow::Result<PathBuf> {
+    let content = pair.folder.join(label);
+    fs::create_dir_all(&content)?;
+    let film = format!("of={}", content.join("film").display());
+    netbus_lan_tests::run("dd", &["if=/dev/urandom", &film, "bs=1M", &format!("count={mebibytes}")])?;
+    make_disc(&pair.folder, label, &content)
 }
 
 /// Carries out bash at a second daemon of this machine, "den".
