@@ -38,7 +38,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 52] = [
+pub(crate) const PACKAGES: [Package; 51] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -61,7 +61,6 @@ pub(crate) const PACKAGES: [Package; 52] = [
     package("kmod", Group::Vm, "their modules (depmod, modprobe)"),
     package("udev", Group::Vm, "names and links of their devices"),
     package("dosfstools", Group::Vm, "file systems as sticks and players have them"),
-    package("genisoimage", Group::Vm, "discs for their optical drives"),
     package("dmsetup", Group::Vm, "another hand at their mapped devices"),
     package("dbus", Group::Vm, "their system bus, for the privileged helper"),
     package("polkitd", Group::Vm, "who may ask that helper for what"),
