@@ -242,7 +242,7 @@ impl Drive {
         };
         let cdb = &command.cdb.bytes()[..judged.cdb_len];
         if self.empty && !WITHOUT_DISC.contains(&cdb[0]) && cdrom::is_ready(&self.node) {
-            // The kernel's driver has been told of the new disc, and so is the subscriber's.
+            // The kernel's driver has found the new disc ready, and the subscriber's is told that it is another.
             self.empty = false;
             return Ok(refusal(Sense::MEDIUM_CHANGED, command.length));
         }
@@ -267,8 +267,8 @@ impl Drive {
         if is_done && cdb[0] == PREVENT_ALLOW {
             self.locked = cdb[4] & 0x01 != 0;
         }
-        // From now on the kernel's driver is asked first, until it has seen the next disc: a drive tells of one only once, and
-        // the driver would take it for the one before, with its size.
+        // From now on the kernel's driver is asked first, until it finds the next disc ready: a drive tells of one only once.
+        // With QEMU's drive that driver takes it for the one before all the same, with its size (ADR 19).
         self.empty |= Sense::parse(&outcome.sense).is_some_and(|sense| sense.code == NO_MEDIUM);
     }
 
