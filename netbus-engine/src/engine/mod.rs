@@ -7,9 +7,10 @@
 //!
 //! - `host`, `publication`: what this machine publishes; `subscriber`: what it uses of others.
 //! - `peers`: whom it trusts, whom it sees, and the sessions it opens; `joining`: pairing with a code typed here.
-//! - `verbs`: the calls of the control API; `store`: what survives a restart; `sleeping`: what does the machine's sleep.
+//! - `input`: what comes in; `verbs`: the calls of the control API; `store`: what survives a restart; `sleeping`: what does the machine's sleep.
 
 mod host;
+mod input;
 mod joining;
 mod peers;
 mod publication;
@@ -25,27 +26,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use netbus_proto::attachment::BindError;
-use netbus_proto::ids::{Epoch, Fingerprint, PublicationId};
+use netbus_proto::ids::Fingerprint;
 use netbus_proto::session::{Role, Setup};
 use netbus_proto::wire::control::Purpose;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use self::host::{Host, Look};
+use self::host::Host;
+pub(crate) use self::input::{Input, Reply};
 use self::peers::Peers;
 use self::store::{Publications, StoredPublication, Subscriptions};
-use self::subscriber::{Key, Subscriber};
+use self::subscriber::Subscriber;
 use crate::buffers;
-use crate::class::{Identified, OpenError, OpenedDevice, PresentError, Registry, ServedBy};
+use crate::class::Registry;
 use crate::config::{Document, StateDir};
 use crate::control::Progress;
 use crate::control::api::{Answer, ApiError, Call, ErrorKind, Event};
 use crate::discovery;
-use crate::frontend::Frontend;
 use crate::identity::keys::Identity;
-use crate::session::dial::{DialError, Dialed};
-use crate::session::handed::GrantedLink;
 use crate::session::secure::Secured;
 use crate::session::{self, SessionEvent, SessionHandle, SessionId};
 use crate::sleep::Sleep;
@@ -86,121 +84,6 @@ pub struct Parts {
 pub struct EngineHandle {
     inputs: mpsc::UnboundedSender<Input>,
     events: broadcast::Sender<Event>,
-}
-
-/// Everything that can change the engine's state.
-pub(crate) enum Input {
-    Call {
-        call: Call,
-        progress: Progress,
-        reply: oneshot::Sender<Result<Answer, ApiError>>,
-    },
-    Identified {
-        wanted: host::Wanted,
-        result: Result<Identified, OpenError>,
-        reply: Reply,
-    },
-    DeviceOpened {
-        publication: PublicationId,
-        result: Result<OpenedDevice, OpenError>,
-    },
-    Compared {
-        publication: PublicationId,
-        epoch: Epoch,
-        result: Result<(), publication::Unlike>,
-    },
-    Looked(Vec<(PublicationId, Look)>),
-    /// The kernel tells that devices of this machine have come, gone or changed.
-    DevicesChanged,
-    Fenced {
-        publication: PublicationId,
-        epoch: Epoch,
-        flushed: Result<(), String>,
-    },
-    /// A change is about to go to a device, whose mark has to be stored first.
-    Unflushed {
-        publication: PublicationId,
-        epoch: Epoch,
-        stored: oneshot::Sender<()>,
-    },
-    Dialed {
-        peer: Fingerprint,
-        result: Result<Box<Dialed>, DialError>,
-    },
-    Joined {
-        result: Result<joining::Joined, joining::JoinError>,
-        reply: Reply,
-    },
-    Bound {
-        key: Key,
-        epoch: Epoch,
-        result: Result<(), BindError>,
-    },
-    /// An attachment has let go of its backend, or failed.
-    Left {
-        key: Key,
-    },
-    Presented {
-        key: Key,
-        result: Result<Box<dyn Frontend>, PresentError>,
-    },
-    TakenDown {
-        key: Key,
-        result: subscriber::TakenDown,
-    },
-    /// A frontend is gone with its device.
-    PluggedOut {
-        key: Key,
-    },
-    NodeFound {
-        key: Key,
-        result: Result<Option<Box<dyn Frontend>>, PresentError>,
-    },
-    LinkGranted {
-        key: Key,
-        attempt: u64,
-        result: Result<Box<GrantedLink>, subscriber::LinkError>,
-    },
-    LinkInstalled {
-        key: Key,
-        attempt: u64,
-        result: Result<subscriber::Installed, subscriber::InstallError>,
-    },
-    /// A link that the kernel had is over.
-    LinkEnded {
-        key: Key,
-        attempt: u64,
-    },
-    /// It is known who serves a channel that a user wants.
-    ServedBy {
-        wanted: Box<verbs::Subscribing>,
-        result: Result<ServedBy, PresentError>,
-    },
-    Reach {
-        peer: Fingerprint,
-        addresses: Vec<std::net::SocketAddr>,
-    },
-    Sleep(sleeping::Turn),
-    Stop(oneshot::Sender<()>),
-}
-
-/// Who waits for a call's answer; answered once.
-pub(crate) struct Reply(oneshot::Sender<Result<Answer, ApiError>>);
-
-impl Reply {
-    fn succeed(self, answer: Answer) {
-        // A client that has gone does not need to know.
-        let _ = self.0.send(Ok(answer));
-    }
-
-    fn fail(self, kind: ErrorKind, message: impl Into<String>) {
-        self.refuse(ApiError::new(kind, message));
-    }
-
-    fn refuse(self, error: ApiError) {
-        // As above.
-        let _ = self.0.send(Err(error));
-    }
 }
 
 impl EngineHandle {
