@@ -28,7 +28,6 @@ pub mod channel;
 pub mod class;
 pub mod cli;
 pub mod config;
-pub mod control;
 pub mod daemon;
 pub mod discovery;
 pub mod doctor;
@@ -41,3 +40,5 @@ pub mod latency;
 pub mod outbox;
 pub mod session;
 pub mod sleep;
+
+pub use netbus_control as control;

@@ -161,7 +161,7 @@ impl Publication {
         open.into_iter()
             .filter_map(|(_, open)| {
                 let peer = core.peer_name(sessions.get(&open.session)?.handle.peer);
-                Some(ChannelReport::of(self.stored.name.clone(), peer, open.export.latency()))
+                Some(open.export.latency().report(self.stored.name.clone(), peer))
             })
             .collect()
     }

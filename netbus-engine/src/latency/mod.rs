@@ -15,15 +15,15 @@
 //! numbers, [`report`] tells them.
 
 pub mod histogram;
-pub mod report;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use netbus_control::latency as report;
+use netbus_control::latency::{ChannelReport, ComponentReport};
+pub use netbus_control::latency::{Component, Operation};
 use netbus_proto::ids::Tag;
-use netbus_proto::request::Access;
-use serde::{Deserialize, Serialize};
 
 use self::histogram::Histogram;
 pub use self::histogram::Summary;
@@ -37,41 +37,6 @@ pub enum Side {
     Host,
 }
 
-/// A part of a request's way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Component {
-    /// From the receipt of a request by the frontend until the attachment got it.
-    Frontend,
-    /// Waiting: for room, for earlier requests on the same blocks, for a link. At the host also for requests that arrived
-    /// in the same record.
-    Queue,
-    /// Sealing the records that the message left in, those of messages that left with it included.
-    Encrypt,
-    /// From the request's last record being sealed until the reply was read from the socket, without what the subscriber
-    /// spent on earlier parts of the reply meanwhile: both systems' sockets, the network and the host.
-    Link,
-    /// From reading a message from the socket until it was whole and in the clear. At the subscriber, replies that
-    /// arrived in the same record come before it; at the host this waiting is `queue`.
-    Decrypt,
-    /// The device.
-    Disk,
-    /// From the answer until the frontend had written it to the application; at the host, until it was sealed.
-    Back,
-}
-
-/// What a request does, which decides among what others it is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Operation {
-    /// It leaves the content as it is.
-    Read,
-    /// It changes the content.
-    Write,
-    /// It makes changes durable.
-    Flush,
-}
-
 impl Side {
     /// The components of this side, in the order in which a request passes through them.
     #[must_use]
@@ -80,25 +45,6 @@ impl Side {
         match self {
             Self::Subscriber => &[Frontend, Queue, Encrypt, Link, Decrypt, Back],
             Self::Host => &[Decrypt, Queue, Disk, Back, Encrypt],
-        }
-    }
-}
-
-impl Component {
-    const COUNT: usize = 7;
-}
-
-impl Operation {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Flush];
-}
-
-impl From<Access> for Operation {
-    fn from(access: Access) -> Self {
-        match access {
-            Access::Observe => Self::Read,
-            Access::Change => Self::Write,
-            Access::Flush => Self::Flush,
         }
     }
 }
@@ -150,6 +96,26 @@ impl Latency {
     #[must_use]
     pub fn summary(&self, operation: Operation, component: Component) -> Summary {
         self.histogram(operation, component).summary()
+    }
+
+    /// All that was counted so far, told of the channel and the peer whose end this is.
+    #[must_use]
+    pub fn report(&self, channel: String, peer: String) -> ChannelReport {
+        let parts = Operation::ALL
+            .into_iter()
+            .flat_map(|operation| self.side.components().iter().map(move |component| (operation, *component)));
+        let components = parts.filter_map(|(operation, component)| {
+            let summary = self.summary(operation, component);
+            (summary.count > 0).then_some(ComponentReport {
+                operation,
+                component,
+                count: summary.count,
+                median_nanoseconds: summary.median,
+                p99_nanoseconds: summary.p99,
+                mean_nanoseconds: summary.mean,
+            })
+        });
+        ChannelReport { channel, peer, components: components.collect() }
     }
 
     /// Whether the next request is measured.

@@ -19,7 +19,7 @@ struct Room {
 }
 
 /// Lower rooms first. A room that is not here does not pass: its author decides where it belongs.
-const ROOMS: [Room; 19] = [
+const ROOMS: [Room; 18] = [
     Room { name: "config", uses: &[] },
     Room { name: "discovery", uses: &[] },
     Room { name: "identity", uses: &["config"] },
@@ -36,8 +36,6 @@ const ROOMS: [Room; 19] = [
     Room { name: "backend", uses: &["class", "latency", "session"] },
     Room { name: "frontend", uses: &["class", "channel", "latency", "session"] },
     Room { name: "channel", uses: &["class", "backend", "frontend", "latency"] },
-    // Its words are what a client and the owner share; neither is known here.
-    Room { name: "control", uses: &["class", "latency"] },
     Room {
         name: "engine",
         uses: &[

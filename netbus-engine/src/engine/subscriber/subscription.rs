@@ -170,7 +170,7 @@ impl Subscription {
     pub(in crate::engine) fn latency(&self, core: &Core) -> Option<ChannelReport> {
         let channel = core.channel_path(self.stored.host, &self.stored.channel);
         let attachment = self.attachment.as_ref()?;
-        Some(ChannelReport::of(channel, core.peer_name(self.stored.host), attachment.latency()))
+        Some(attachment.latency().report(channel, core.peer_name(self.stored.host)))
     }
 
     pub(in crate::engine) fn public_state(&self) -> SubscribedState {

@@ -11,13 +11,13 @@ use tokio::net::{UnixListener, UnixStream};
 use super::{Accepted, BindError, ConnectError};
 
 /// A connection at the server.
-pub(in crate::control) type ServerStream = UnixStream;
+pub(crate) type ServerStream = UnixStream;
 
 /// A connection at the client.
-pub(in crate::control) type ClientStream = UnixStream;
+pub(crate) type ClientStream = UnixStream;
 
 /// The bound socket; its file goes away with it.
-pub(in crate::control) struct Listener {
+pub(crate) struct Listener {
     listener: UnixListener,
     path: PathBuf,
     /// Device and inode of the file, so that a successor's file at the same place is left alone.
@@ -26,7 +26,7 @@ pub(in crate::control) struct Listener {
 
 impl Listener {
     /// Makes the socket, and the folder it lies in, for this user alone. A stale socket is replaced.
-    pub(in crate::control) fn bind(path: &Path) -> Result<Self, BindError> {
+    pub(crate) fn bind(path: &Path) -> Result<Self, BindError> {
         let system = |source| BindError::System { path: path.to_path_buf(), source };
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(system)?;
@@ -39,7 +39,7 @@ impl Listener {
     }
 
     /// The next connection.
-    pub(in crate::control) async fn accept(&self) -> io::Result<Accepted> {
+    pub(crate) async fn accept(&self) -> io::Result<Accepted> {
         let (stream, _) = self.listener.accept().await?;
         let caller = stream.peer_cred()?.uid();
         let owner = rustix::process::geteuid().as_raw();
@@ -56,7 +56,7 @@ impl Drop for Listener {
 }
 
 /// Connects to a daemon of this user or the system's.
-pub(in crate::control) async fn connect(path: &Path) -> Result<ClientStream, ConnectError> {
+pub(crate) async fn connect(path: &Path) -> Result<ClientStream, ConnectError> {
     let system = |source| ConnectError::System { path: path.to_path_buf(), source };
     let stream = UnixStream::connect(path).await.map_err(|error| {
         let is_nobody = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused);

@@ -1,13 +1,19 @@
 //! The daemon's front door for its user: framed JSON over a local socket, the same for command line and tray app.
 //!
-//! - [`api`]: what is said.
+//! What this crate depends on is little, so that a client builds without the engine.
+//!
+//! - [`api`]: what is said; [`device`] and [`latency`] are parts of it.
 //! - [`frame`]: how it is written down.
 //! - `socket`: the socket itself, one sibling a system, and who may use it.
 //! - [`server`] and [`client`]: its two ends.
+//! - [`environment`]: where the socket is, by the variables that both of them read.
 
 pub mod api;
 pub mod client;
+pub mod device;
+pub mod environment;
 pub mod frame;
+pub mod latency;
 pub mod server;
 mod socket;
 

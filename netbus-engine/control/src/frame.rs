@@ -92,7 +92,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::control::api::Call;
+    use crate::api::Call;
 
     #[tokio::test]
     async fn a_frame_survives_the_stream() {

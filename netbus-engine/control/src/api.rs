@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::device::LocalDevice;
+use crate::latency::Report;
 pub use event::Event;
-use crate::class::LocalDevice;
-use crate::latency::report::Report;
 
 /// What a client asks for; one call a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,17 +13,17 @@ use widestring::u16cstr;
 use super::{Accepted, BindError, ConnectError};
 
 /// A connection at the server.
-pub(in crate::control) type ServerStream = DuplexPipeStream<Bytes>;
+pub(crate) type ServerStream = DuplexPipeStream<Bytes>;
 
 /// A connection at the client.
-pub(in crate::control) type ClientStream = DuplexPipeStream<Bytes>;
+pub(crate) type ClientStream = DuplexPipeStream<Bytes>;
 
 /// The bound pipe.
-pub(in crate::control) struct Listener(PipeListener<Bytes, Bytes>);
+pub(crate) struct Listener(PipeListener<Bytes, Bytes>);
 
 impl Listener {
     /// Makes the pipe for this user and the system alone.
-    pub(in crate::control) fn bind(path: &Path) -> Result<Self, BindError> {
+    pub(crate) fn bind(path: &Path) -> Result<Self, BindError> {
         let system = |source| BindError::System { path: path.to_path_buf(), source };
         // Protected (no inheritance): everything for SYSTEM and for the owner, who is the daemon's user.
         let descriptor = SecurityDescriptor::deserialize(u16cstr!("D:P(A;;GA;;;SY)(A;;GA;;;OW)")).map_err(system)?;
@@ -43,13 +43,13 @@ impl Listener {
     }
 
     /// The next connection. The pipe's security descriptor has judged it.
-    pub(in crate::control) async fn accept(&self) -> io::Result<Accepted> {
+    pub(crate) async fn accept(&self) -> io::Result<Accepted> {
         self.0.accept().await.map(Accepted::Owner)
     }
 }
 
 /// Connects to the daemon of this user.
-pub(in crate::control) async fn connect(path: &Path) -> Result<ClientStream, ConnectError> {
+pub(crate) async fn connect(path: &Path) -> Result<ClientStream, ConnectError> {
     let failure = match DuplexPipeStream::<Bytes>::connect_by_path(path).await {
         Ok(stream) => return Ok(stream),
         Err(source) if source.kind() == ErrorKind::NotFound => ConnectError::NoDaemon,
