@@ -403,13 +403,13 @@ impl Engine {
         if let Control::Offer(offer) = message {
             self.peers.offered(&self.core, peer, offer.clone());
             self.subscriber.offered(&self.core, peer, &offer, handle);
-            self.go_on_subscribing();
         } else if let Control::Withdraw(withdraw) = message {
             self.peers.withdrawn(&self.core, peer, withdraw.publication);
             self.subscriber.withdrawn(&self.core, (peer, withdraw.publication));
         } else {
             self.subscriber.message(&self.core, handle, tag, message);
         }
+        self.go_on_subscribing();
     }
 
     /// Asks a machine again whether it is there.

@@ -20,7 +20,7 @@ use crate::identity::pairing::HostWindow;
 use crate::identity::trust::TrustError;
 use crate::latency::report::Report;
 
-/// How long a subscription waits for its peer to be reached.
+/// How long a subscription waits for its peer to be reached, or for the last use of its channel to be handed back.
 const REACH_TIME: Duration = Duration::from_secs(10);
 
 /// How long a subscription waits for its channel to be offered in a session that is open.
@@ -263,9 +263,6 @@ impl Engine {
 
     fn try_subscribing(&mut self, mut wanted: Subscribing) -> Option<Subscribing> {
         let session = self.peers.sessions().remove(&wanted.peer);
-        if session.is_some() {
-            wanted.deadline = wanted.deadline.min(Instant::now() + OFFER_TIME);
-        }
         let named = |offer: &&Offer| offer.name == wanted.channel || offer.label == wanted.channel;
         let offered: Vec<Offer> = self
             .peers
@@ -276,7 +273,13 @@ impl Engine {
             .cloned()
             .collect();
         let name = self.core.peer_name(wanted.peer);
+        let hands_back = |offer: &Offer| self.subscriber.hands_back(&(wanted.peer, offer.publication));
+        if session.is_some() && !offered.iter().any(hands_back) {
+            wanted.deadline = wanted.deadline.min(Instant::now() + OFFER_TIME);
+        }
         match (&offered[..], session) {
+            // Whoever ends a use and begins another one at once means that.
+            ([offer], Some(_)) if hands_back(offer) && Instant::now() < wanted.deadline => return Some(wanted),
             ([offer], Some(_)) if self.is_open_who_serves(offer, &wanted.how) => self.ask_who_serves(offer, wanted),
             ([offer], Some(session)) => {
                 wanted.progress.say(format!("Opening {name}/{}", offer.name));
@@ -335,7 +338,7 @@ impl Engine {
             Err(error) => return wanted.reply.refuse(ApiError::of(ErrorKind::Unavailable, &error)),
         };
         let how = How { served_by: Some(served_by), ..wanted.how };
-        self.subscribing.push(Subscribing { how, deadline: Instant::now() + OFFER_TIME, ..wanted });
+        self.subscribing.push(Subscribing { how, deadline: Instant::now() + REACH_TIME, ..wanted });
         self.go_on_subscribing();
     }
 

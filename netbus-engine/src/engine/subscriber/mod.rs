@@ -95,6 +95,11 @@ impl Subscriber {
         self.subscriptions.values().filter(|subscription| !subscription.stored.ended)
     }
 
+    /// Whether the last use of a channel is over and not handed back yet, so that another one cannot begin.
+    pub(super) fn hands_back(&self, key: &Key) -> bool {
+        self.subscriptions.get(key).is_some_and(|subscription| subscription.stored.ended && subscription.is_busy())
+    }
+
     /// Whether this machine uses a channel.
     pub(super) fn uses(&self, key: &Key) -> bool {
         self.subscriptions.get(key).is_some_and(|subscription| !subscription.stored.ended)
@@ -123,11 +128,7 @@ impl Subscriber {
         if let Some(text) = unfit(class.as_ref(), &way, &how, offer) {
             return reply.fail(ApiErrorKind::Invalid, text);
         }
-        if let Some(existing) = self.subscriptions.get(&key)
-            && (!existing.stored.ended
-                || existing.work.is_some()
-                || matches!(existing.state, State::Opening { .. } | State::Linking { .. } | State::Closing { .. }))
-        {
+        if let Some(existing) = self.subscriptions.get(&key).filter(|existing| existing.is_busy()) {
             let text = match &existing.node {
                 Some(node) => format!("\"{}\" is in use here already: {node}", offer.name),
                 None if existing.stored.ended => {

@@ -114,6 +114,12 @@ pub(in crate::engine) enum State {
 }
 
 impl Subscription {
+    /// Whether no other use of its channel can begin: there is one, or the last one is not handed back yet.
+    pub(super) fn is_busy(&self) -> bool {
+        let is_asked = matches!(self.state, State::Opening { .. } | State::Linking { .. } | State::Closing { .. });
+        !self.stored.ended || self.work.is_some() || is_asked
+    }
+
     pub(super) fn new(stored: StoredSubscription) -> Self {
         let lease = stored.kernel.and_then(|node| node.lease).map(Lease::from);
         Self {

@@ -119,8 +119,12 @@ fn applications_wait_no_longer_than_their_user_wants() -> anyhow::Result<()> {
         scene.desk.wait_until("peers", "attic is connected", |peers| peers["peers"][0]["connected"] == true)?;
         becomes(&scene.desk, "faulted")?;
         ensure!(std::fs::read(&node).is_err(), "The node works again");
+        // The next use waits for the last one's lease, which is still on its way back.
+        let relay = scene.lan.relay(&scene.attic)?;
+        relay.set_both(Weather::delayed(Duration::from_millis(500)));
         scene.unsubscribe()?;
         let node = scene.subscribe(&[])?;
+        relay.set_both(Weather::FINE);
         check_written(&node, safe)
     })
 }
