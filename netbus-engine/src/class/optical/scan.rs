@@ -93,7 +93,9 @@ pub(super) fn look(disk: &Disk, drive: &File) -> (Disc, Changes) {
     {
         return (disc.clone(), changes);
     }
-    let disc = examine(drive, tray);
+    // The driver learns the size of another disc when its drive is opened, which was before that disc was put in, maybe.
+    let opened = open_for_a_look(disk);
+    let disc = examine(opened.as_ref().unwrap_or(drive), tray);
     // One that is not ready yet is looked at again.
     if Changes::of(drive) == changes {
         seen().insert(key, (changes, tray, disc.clone()));
