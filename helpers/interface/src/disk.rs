@@ -298,8 +298,13 @@ pub struct Node {
     pub major: u32,
     /// The mapped device's number.
     pub minor: u32,
-    /// The index of the nbd device below; -1 for a disk that gives errors only, since it was detached by force.
+    /// The index of the nbd device below; -1 for a disk that is on a disk of this machine ([`Self::is_local`]), and for one
+    /// that gives errors only, since it was detached by force.
     pub nbd: i32,
+    /// The number of the disk of this machine on which it is; 0:0 for none.
+    pub local: (u32, u32),
+    /// The number of the disk of this machine that is claimed for it ([`crate::Helper1::claim_local`]); 0:0 for none.
+    pub claimed: (u32, u32),
     /// In bytes.
     pub size: u64,
     /// Whether writing is refused.
@@ -308,6 +313,29 @@ pub struct Node {
     pub open_count: u32,
     /// What [`crate::Helper1::partition`] has made, sorted by number.
     pub partitions: Vec<PartitionNode>,
+}
+
+/// What a swap has come to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Swapped {
+    /// The disk, where it is now.
+    pub node: Node,
+    /// How long requests were held back, in microseconds; 0 if it was there already.
+    pub pause: u64,
+}
+
+impl Node {
+    /// Whether requests go to a disk of this machine, and to nobody else.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.local != (0, 0)
+    }
+
+    /// Whether it gives errors only: it was detached by force, and goes when the last program has closed it.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        self.nbd < 0 && !self.is_local()
+    }
 }
 
 #[cfg(test)]

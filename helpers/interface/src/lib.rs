@@ -17,7 +17,7 @@ pub mod partition;
 
 use zbus::zvariant::{Fd, OwnedFd};
 
-use crate::disk::{DiskRequest, Node};
+use crate::disk::{DiskRequest, Node, Swapped};
 use crate::error::Error;
 use crate::partition::PartitionRequest;
 
@@ -56,7 +56,38 @@ pub trait Helper1 {
     /// nothing, unless by force: then what waits gets errors, and each node goes when the last program has closed it.
     fn detach(&self, identifier: &str, force: bool) -> Result<(), Error>;
 
-    /// The disks of the caller's, as the kernel has them.
+    /// Claims a disk of this machine, or a partition of one, for a disk of the caller's which it shall take the place of:
+    /// nobody mounts it or claims it in another way from here on, until [`Self::release_local`], a swap back, or the end
+    /// of the caller's disk. It is the block device with this number if it still is the disk with this sequence number
+    /// (`diskseq`). Refused unless it has the size and the blocks of the caller's disk, and while it is mounted, claimed,
+    /// or has to do with a disk of Netbus's. What was claimed for the same disk before is let go.
+    ///
+    /// Gives the disk, open without a claim of its own, to compare it and to serve what [`Self::drain`] brings. It must not
+    /// be written to once the caller's disk is on it. polkit judges as for [`Self::open_device`].
+    #[zbus(allow_interactive_auth)]
+    fn claim_local(&self, identifier: &str, major: u32, minor: u32, sequence: u64) -> Result<OwnedFd, Error>;
+
+    /// Lets the disk go that is claimed for a disk of the caller's. Nothing happens if there is none.
+    fn release_local(&self, identifier: &str) -> Result<(), Error>;
+
+    /// Gives a disk of the caller's, whose link is dead and for which a disk of this machine is claimed, one of a pair of
+    /// unix stream sockets. What waits is sent there. The caller serves NBD's transmission phase at the other end, from the
+    /// claimed disk, until [`Self::swap_to_local`] has returned. As with [`Self::reconnect`], a link that the kernel does
+    /// not know to be dead stays, and the socket is dropped: the caller sees whether anything is sent.
+    fn drain(&self, socket: Fd<'_>, identifier: &str) -> Result<(), Error>;
+
+    /// Puts a disk of the caller's straight onto the disk that is claimed for it, and lets go of the link and its nbd
+    /// device. Waits for the requests under way: over a dead link for ever, without [`Self::drain`]. Whatever fails, the
+    /// disk is where it was. Asked again for what is done, it finishes what was left of it.
+    fn swap_to_local(&self, identifier: &str) -> Result<Swapped, Error>;
+
+    /// Puts a disk of the caller's that is on a disk of this machine onto a socket: a connected TCP socket, as for
+    /// [`Self::attach`], or one of a pair of unix stream sockets. If nobody is at the other end, requests wait for
+    /// [`Self::reconnect`]. What was answered is durable on the local disk when this returns, and nobody claims that any
+    /// more. Names, size, blocks and `read_only` must be those that the disk has. Whatever fails, the disk is where it was.
+    fn swap_to_host(&self, socket: Fd<'_>, disk: &DiskRequest) -> Result<Swapped, Error>;
+
+    /// The disks of the caller's, as the kernel has them, and where they are.
     fn list(&self) -> Result<Vec<Node>, Error>;
 
     /// Opens the block device with this number, for this process alone, if it still is the disk with this sequence

@@ -1,7 +1,7 @@
 //! Raw devices for publishers: found by number, judged by what they are, opened for one process alone.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use netbus_helper_interface::disk::Mark;
 use netbus_helper_interface::error::Error;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{Advice, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::ioctl;
@@ -82,8 +82,46 @@ impl Device {
     /// [`Error::InUse`] if somebody has; [`Error::Changed`] if another disk is there by now.
     pub(crate) fn open(&self, writable: bool) -> Result<OwnedFd, Error> {
         let device = open_claimed(self.major, self.minor, writable).map_err(|error| self.refusal(&error))?;
-        self.check_sequence(ioctl::disk_sequence(&device).ok())?;
+        self.check_open(&device)?;
         Ok(device.into())
+    }
+
+    /// Its number.
+    pub(crate) fn number(&self) -> (u32, u32) {
+        (self.major, self.minor)
+    }
+
+    /// The size of its blocks, in bytes.
+    pub(crate) fn block_size(&self) -> Option<u32> {
+        attribute(&self.whole, "queue/logical_block_size")?.parse().ok()
+    }
+
+    /// Opens the device without a claim, for one who sees to it that there is another.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if another disk is there by now.
+    pub(crate) fn open_unclaimed(&self, writable: bool) -> Result<File, Error> {
+        let device = open(self.number(), writable, OFlags::empty()).map_err(|error| self.refusal(&error))?;
+        self.check_open(&device)?;
+        Ok(device)
+    }
+
+    /// Whether an open device is the disk that was meant, now that it is open or was claimed.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if not.
+    pub(crate) fn check_open(&self, device: &File) -> Result<(), Error> {
+        self.check_sequence(ioctl::disk_sequence(device).ok())
+    }
+
+    /// Refuses a device that is built on a disk of our own, however many others are between: that one laid upon it would
+    /// make a circle.
+    ///
+    /// # Errors
+    /// [`Error::Denied`].
+    pub(crate) fn check_independent(&self) -> Result<(), Error> {
+        // Deeper than anybody builds.
+        check_independent(&self.whole, 16)
     }
 
     fn check_sequence(&self, found: Option<u64>) -> Result<(), Error> {
@@ -96,8 +134,7 @@ impl Device {
 
     /// A disk that came over the bus does not go on to others, and what is below a node of ours is nobody's.
     fn check_foreign(&self) -> Result<(), Error> {
-        let marks = [attribute(&self.whole, "dm/uuid"), attribute(&self.whole, "backend")];
-        if marks.iter().flatten().any(|mark| Mark::begins(mark)) {
+        if is_ours(&self.whole) {
             return Err(Error::Denied(format!("{} is a disk that Netbus itself has made", self.name())));
         }
         Ok(())
@@ -116,11 +153,59 @@ impl Device {
     }
 }
 
-/// Opens a block device and claims it, by a node that is there for that moment alone.
+/// Whether the disk with this folder in sysfs is one that this program has made.
+fn is_ours(whole: &Path) -> bool {
+    let marks = [attribute(whole, "dm/uuid"), attribute(whole, "backend")];
+    marks.iter().flatten().any(|mark| Mark::begins(mark))
+}
+
+fn check_independent(whole: &Path, depth: u32) -> Result<(), Error> {
+    let name = whole.file_name().unwrap_or_default().display();
+    if is_ours(whole) || depth == 0 {
+        return Err(Error::Denied(format!("{name} is built on a disk that Netbus itself has made")));
+    }
+    for below in fs::read_dir(whole.join("slaves")).into_iter().flatten().flatten() {
+        // One that is going is below nothing any more.
+        let Ok(below) = fs::canonicalize(below.path()) else { continue };
+        let whole = if below.join("partition").exists() { below.parent() } else { Some(below.as_path()) };
+        check_independent(whole.unwrap_or(&below), depth - 1)?;
+    }
+    Ok(())
+}
+
+/// Opens a block device and claims it.
 ///
 /// # Errors
 /// Those of the system; `EBUSY` if somebody else has claimed it.
 pub(crate) fn open_claimed(major: u32, minor: u32, writable: bool) -> io::Result<File> {
+    open((major, minor), writable, OFlags::EXCL)
+}
+
+/// Makes durable what was written to a block device by whomever, also what the kernel keeps of it in memory, which it then
+/// forgets: what goes to the device past that, as device-mapper's requests do, must not meet it again.
+///
+/// # Errors
+/// Those of the device. Also if it is gone.
+pub(crate) fn settle(number: (u32, u32)) -> io::Result<()> {
+    let (major, minor) = number;
+    if !Path::new(&format!("/sys/dev/block/{major}:{minor}")).exists() {
+        return Err(Errno::NODEV.into());
+    }
+    let device = open(number, false, OFlags::empty())?;
+    device.sync_all()?;
+    Ok(rustix::fs::fadvise(&device, 0, None, Advice::DontNeed)?)
+}
+
+/// How many bytes an open block device has.
+///
+/// # Errors
+/// Those of the system.
+pub(crate) fn size(mut device: &File) -> io::Result<u64> {
+    device.seek(SeekFrom::End(0))
+}
+
+/// Opens a block device by a node that is there for that moment alone.
+fn open((major, minor): (u32, u32), writable: bool, flags: OFlags) -> io::Result<File> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut private_dir = fs::DirBuilder::new();
     private_dir.recursive(true).mode(0o700).create(PRIVATE_DIR)?;
@@ -128,7 +213,7 @@ pub(crate) fn open_claimed(major: u32, minor: u32, writable: bool) -> io::Result
     let node = Path::new(PRIVATE_DIR).join(format!("{}-{count}", std::process::id()));
     let number = rustix::fs::makedev(major, minor);
     rustix::fs::mknodat(CWD, &node, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, number)?;
-    let flags = (OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+    let flags = (flags | OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
     let device = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(&node);
     fs::remove_file(&node)?;
     device
@@ -205,6 +290,28 @@ mod tests {
         assert!(sys.find(253, 1, 7).is_ok());
         assert!(matches!(sys.find(253, 2, 7), Err(Error::Denied(_))));
         assert!(matches!(sys.find(43, 0, 7), Err(Error::Denied(_))));
+    }
+
+    #[test]
+    fn what_is_built_on_a_disk_of_our_own_is_found_out() {
+        let sys = Sys::new();
+        let mark = "NETBUS-1000-000102030405060708090a0b0c0d0e0f";
+        sys.disk("devices/virtual/block/dm-0", "253:0", &[("dm/uuid", mark)]);
+        sys.file("devices/virtual/block/md0/md0p1/partition", "1");
+        sys.disk("devices/virtual/block/md0", "9:0", &[]);
+        sys.disk("devices/virtual/block/dm-1", "253:1", &[("dm/uuid", "LVM-abc")]);
+        sys.disk("devices/virtual/block/dm-2", "253:2", &[("dm/uuid", "LVM-def")]);
+        sys.disk("devices/block/sda", "8:0", &[]);
+        for (above, below) in [("md0", "dm-0"), ("dm-1", "md0/md0p1"), ("dm-2", "../../block/sda")] {
+            let slaves = sys.path(&format!("devices/virtual/block/{above}/slaves"));
+            fs::create_dir_all(&slaves).unwrap();
+            let below_dir = sys.path("devices/virtual/block").join(below);
+            symlink(&below_dir, slaves.join(below_dir.file_name().unwrap())).unwrap();
+        }
+        for (number, is_allowed) in [((253, 1), false), ((9, 0), false), ((253, 2), true), ((8, 0), true)] {
+            let found = sys.find(number.0, number.1, 7).unwrap().check_independent();
+            assert_eq!(found.is_ok(), is_allowed, "{number:?}");
+        }
     }
 
     /// A small sysfs.

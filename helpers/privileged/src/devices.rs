@@ -1,7 +1,7 @@
 //! What of ours the kernel has: disks and their partitions, read anew for each call.
 
 use std::collections::HashSet;
-use std::io;
+use std::{fs, io};
 
 use netbus_helper_interface::disk::{Mark, Name, Node};
 use netbus_helper_interface::partition::{PartitionMark, PartitionName, PartitionNode};
@@ -83,6 +83,8 @@ impl Devices {
             major: device.major,
             minor: device.minor,
             nbd: index_of(device).and_then(|index| i32::try_from(index.0).ok()).unwrap_or(-1),
+            local: local_of(device.table).unwrap_or_default(),
+            claimed: local_of(device.next).unwrap_or_default(),
             size: size_of(device),
             read_only: device.read_only,
             open_count: self.users(mark, device).saturating_add(of_partitions),
@@ -134,6 +136,24 @@ pub(crate) fn index_of(disk: &Device) -> Option<Index> {
         }
         Table::Error { .. } => None,
     }
+}
+
+/// The disk of this machine to which a table of a disk passes requests, if that is one.
+pub(crate) fn local_of(table: Option<Table>) -> Option<(u32, u32)> {
+    match table? {
+        Table::Linear { major, minor, .. } => Index::of_number(major, minor).is_none().then_some((major, minor)),
+        Table::Error { .. } => None,
+    }
+}
+
+/// The size of a device's blocks, in bytes.
+///
+/// # Errors
+/// There is no such device.
+pub(crate) fn block_size(device: &Device) -> io::Result<u32> {
+    let Device { major, minor, .. } = device;
+    let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/queue/logical_block_size"))?;
+    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Whether a partition gives errors only, and goes by itself when it is closed.
@@ -202,6 +222,7 @@ mod tests {
             read_only: false,
             is_suspended: false,
             table,
+            next: None,
         }
     }
 }

@@ -16,10 +16,10 @@ use netbus_helper_interface::error::Error;
 use netbus_helper_interface::partition::{self, PartitionRequest};
 use rustix::io::Errno;
 
-use crate::devices::{Devices, described, index_of, is_given_up, size_of};
+use crate::devices::{Devices, block_size, described, index_of, is_given_up, local_of, size_of};
 use crate::mapper::{self, Device, Mapper, Marked, SECTOR, Table};
 use crate::nbd::{self, Index};
-use crate::{links, memory, partitions, socket};
+use crate::{links, memory, partitions, socket, swap};
 
 /// How long a device may be open by those who only look what it is, as udev does with new ones.
 pub(crate) const GLANCE: Duration = Duration::from_secs(3);
@@ -89,8 +89,9 @@ impl Disks {
         let changing = self.of(owner);
         let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mapper = mapper()?;
-        let (device, index) = find_alive(&mapper, &mark)?;
-        let block_size = index.block_size().map_err(failed("The disk cannot be read"))?;
+        let device = mapper.find(&mark).map_err(failed("The disk cannot be read"))?.ok_or_else(absent)?;
+        check_not_given_up(&device)?;
+        let block_size = block_size(&device).map_err(failed("The disk cannot be read"))?;
         let wanted = partition::check(requests, size_of(&device), block_size)?;
         let replaced = partitions::replace(&mapper, &mark, &device, &wanted);
         sweep().map_err(failed("A link cannot be removed"))?;
@@ -110,6 +111,13 @@ impl Disks {
         let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mapper = mapper()?;
         let (device, index) = find_alive(&mapper, &mark)?;
+        if local_of(device.next).is_some() {
+            // The table for the new size would take the claim's place.
+            let shown = described(&device);
+            return Err(Error::InUse(format!(
+                "A disk of this machine is claimed for {shown}, and has the present size"
+            )));
+        }
         let partitions = node(&mark)?.partitions;
         if let Some(partition) = partitions.iter().find(|partition| partition.start + partition.length > size) {
             return Err(Error::InUse(format!("{} lies beyond {size} bytes", partition.path)));
@@ -165,7 +173,8 @@ impl Disks {
         Ok(of_owner.filter_map(|(mark, _)| devices.node(mark)).collect())
     }
 
-    fn of(&self, owner: u32) -> Arc<Mutex<()>> {
+    /// Whoever has this lock may change the disks of a user.
+    pub(crate) fn of(&self, owner: u32) -> Arc<Mutex<()>> {
         let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(changing.entry(owner).or_default())
     }
@@ -222,7 +231,8 @@ pub(crate) fn recover() -> io::Result<()> {
     let mapper = Mapper::open()?;
     for (mark, device) in &devices.disks {
         if device.is_suspended && device.table.is_some() {
-            mapper.resume(mark)?;
+            // Where it shall go if it can go there, else where it was.
+            swap::finish(&mapper, mark, device).or_else(|_| mapper.resume(mark))?;
         }
     }
     partitions::recover(&mapper, &devices)?;
@@ -308,7 +318,7 @@ pub(crate) fn remove(mapper: &Mapper, mark: &impl Marked, device: &Device, force
     mapper.remove(mark, true).map_err(failed("The disk cannot be removed"))
 }
 
-fn disconnect(mark: &Mark) -> Result<(), Error> {
+pub(crate) fn disconnect(mark: &Mark) -> Result<(), Error> {
     for index in nbd::with_mark(mark).map_err(failed("The disk cannot be read"))? {
         nbd::disconnect(index, mark).map_err(failed("The disk cannot be disconnected"))?;
     }
@@ -316,25 +326,35 @@ fn disconnect(mark: &Mark) -> Result<(), Error> {
 }
 
 /// The owner's disk and the nbd device below it.
-fn find_alive(mapper: &Mapper, mark: &Mark) -> Result<(Device, Index), Error> {
+pub(crate) fn find_alive(mapper: &Mapper, mark: &Mark) -> Result<(Device, Index), Error> {
     let device = mapper.find(mark).map_err(failed("The disk cannot be read"))?.ok_or_else(absent)?;
-    let index = index_of(&device).ok_or_else(|| {
-        Error::Absent(format!("{} was detached by force, and is there only until it is closed", described(&device)))
-    })?;
+    check_not_given_up(&device)?;
+    let index = index_of(&device)
+        .ok_or_else(|| Error::InUse(format!("{} is on a disk of this machine, and has no link", described(&device))))?;
     Ok((device, index))
 }
 
-fn linear(index: Index, size: u64) -> io::Result<Table> {
+/// # Errors
+/// [`Error::Absent`] for a disk that gives errors only.
+pub(crate) fn check_not_given_up(device: &Device) -> Result<(), Error> {
+    if is_given_up(device) || device.table.is_none() {
+        let shown = described(device);
+        return Err(Error::Absent(format!("{shown} was detached by force, and is there only until it is closed")));
+    }
+    Ok(())
+}
+
+pub(crate) fn linear(index: Index, size: u64) -> io::Result<Table> {
     let (major, minor) = index.number()?;
     Ok(Table::Linear { major, minor, start: 0, sectors: size / SECTOR })
 }
 
-fn node(mark: &Mark) -> Result<Node, Error> {
+pub(crate) fn node(mark: &Mark) -> Result<Node, Error> {
     let devices = Devices::read().map_err(failed("The disk cannot be read"))?;
     devices.node(mark).ok_or_else(absent)
 }
 
-fn mapper() -> Result<Mapper, Error> {
+pub(crate) fn mapper() -> Result<Mapper, Error> {
     Mapper::open().map_err(|error| {
         if mapper::is_absent(&error) {
             return Error::Unsupported("The kernel module dm_mod is not loaded".to_owned());

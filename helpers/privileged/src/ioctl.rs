@@ -32,6 +32,7 @@ pub(crate) enum Command {
     /// Suspends or resumes, by a flag.
     SuspendDevice = 6,
     LoadTable = 9,
+    ClearTable = 10,
     TableStatus = 12,
 }
 
@@ -115,6 +116,7 @@ mod tests {
         assert_eq!(opcode(Command::RemoveDevice), 0xc138_fd04);
         assert_eq!(opcode(Command::SuspendDevice), 0xc138_fd06);
         assert_eq!(opcode(Command::LoadTable), 0xc138_fd09);
+        assert_eq!(opcode(Command::ClearTable), 0xc138_fd0a);
         assert_eq!(opcode(Command::TableStatus), 0xc138_fd0c);
         assert_eq!(DISK_SEQUENCE, 0x8008_1280);
     }

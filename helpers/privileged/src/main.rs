@@ -11,6 +11,7 @@
 //! - [`disks`]: disks for subscribers, of [`nbd`] (over [`netlink`]) and [`mapper`], and their [`partitions`];
 //!   [`devices`] is what there is of them, [`links`] where people find it, in `/dev/netbus`.
 //! - [`release`]: the end of all disks, and what is [mounted](`mounts`) of them.
+//! - [`swap`]: disks that go onto disks of this machine and back.
 //! - [`socket`]: which descriptors the kernel is given.
 //! - [`vhci`]: USB devices for subscribers.
 //! - [`device`]: raw block devices for publishers; [`usb`]: USB devices for them.
@@ -51,6 +52,8 @@ mod release;
 mod service;
 #[cfg(target_os = "linux")]
 mod socket;
+#[cfg(target_os = "linux")]
+mod swap;
 #[cfg(target_os = "linux")]
 mod usb;
 #[cfg(target_os = "linux")]

@@ -27,9 +27,11 @@ mod flag {
     pub(super) const READ_ONLY: u32 = 1;
     pub(super) const SUSPEND: u32 = 1 << 1;
     pub(super) const STATUS_TABLE: u32 = 1 << 4;
+    pub(super) const INACTIVE_PRESENT: u32 = 1 << 6;
     pub(super) const BUFFER_FULL: u32 = 1 << 8;
     pub(super) const SKIP_LOCKFS: u32 = 1 << 10;
     pub(super) const NO_FLUSH: u32 = 1 << 11;
+    pub(super) const QUERY_INACTIVE: u32 = 1 << 12;
     pub(super) const DEFERRED_REMOVE: u32 = 1 << 17;
 }
 
@@ -88,6 +90,8 @@ pub(crate) struct Device {
     pub(crate) is_suspended: bool,
     /// `None` for one that does nothing yet, or what no disk of ours does.
     pub(crate) table: Option<Table>,
+    /// The table that it has after the next [`Mapper::resume`], if one was loaded. What is below that is held already.
+    pub(crate) next: Option<Table>,
 }
 
 /// Device-mapper.
@@ -117,6 +121,14 @@ impl Mapper {
     pub(crate) fn load(&self, mark: &impl Marked, table: Table, read_only: bool) -> io::Result<()> {
         let mut message = load_message(mark, table, read_only)?;
         self.0.call(Command::LoadTable, &mut message)
+    }
+
+    /// Takes back what was loaded and is not in force yet.
+    ///
+    /// # Errors
+    /// `ENXIO` without such a device.
+    pub(crate) fn clear(&self, mark: &impl Marked) -> io::Result<()> {
+        self.0.call(Command::ClearTable, &mut message(Some(mark), 0))
     }
 
     /// Lets a device do what its table says, the one loaded last.
@@ -161,7 +173,7 @@ impl Mapper {
     /// # Errors
     /// Those of the system.
     pub(crate) fn find(&self, mark: &impl Marked) -> io::Result<Option<Device>> {
-        self.status(message(Some(mark), flag::STATUS_TABLE))
+        self.status(&message(Some(mark), flag::STATUS_TABLE))
     }
 
     /// The device with this name, if there is one, whoever made it.
@@ -171,7 +183,7 @@ impl Mapper {
     pub(crate) fn find_name(&self, name: &str) -> io::Result<Option<Device>> {
         let mut message = message(NOBODY, flag::STATUS_TABLE);
         put_text(&mut message, place::NAME, name)?;
-        self.status(message)
+        self.status(&message)
     }
 
     /// The names of all devices, whoever made them.
@@ -183,11 +195,28 @@ impl Mapper {
         parse_names(&answer).ok_or_else(unreadable)
     }
 
-    fn status(&self, message: Vec<u8>) -> io::Result<Option<Device>> {
-        match self.ask(Command::TableStatus, &message) {
+    fn status(&self, message: &[u8]) -> io::Result<Option<Device>> {
+        match self.ask(Command::TableStatus, message) {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(None),
             Err(error) => Err(error),
-            Ok(answer) => parse_device(&answer).map(Some).ok_or_else(unreadable),
+            Ok(answer) => {
+                let mut device = parse_device(&answer).ok_or_else(unreadable)?;
+                if number(&answer, place::FLAGS) & flag::INACTIVE_PRESENT != 0 {
+                    device.next = self.next_table(message)?;
+                }
+                Ok(Some(device))
+            }
+        }
+    }
+
+    /// The table that was loaded for the device that `question` is about.
+    fn next_table(&self, question: &[u8]) -> io::Result<Option<Table>> {
+        let mut question = question.to_vec();
+        put_number(&mut question, place::FLAGS, flag::STATUS_TABLE | flag::QUERY_INACTIVE);
+        match self.ask(Command::TableStatus, &question) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error),
+            Ok(answer) => Ok(parse_device(&answer).and_then(|device| device.table)),
         }
     }
 
@@ -266,6 +295,7 @@ fn parse_device(answer: &[u8]) -> Option<Device> {
         read_only: number(answer, place::FLAGS) & flag::READ_ONLY != 0,
         is_suspended: number(answer, place::FLAGS) & flag::SUSPEND != 0,
         table: if number(answer, place::TARGET_COUNT) == 1 { parse_table(answer) } else { None },
+        next: None,
     })
 }
 

@@ -90,15 +90,6 @@ impl Index {
         number.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// The size of its blocks, in bytes.
-    ///
-    /// # Errors
-    /// There is no such device.
-    pub(crate) fn block_size(self) -> io::Result<u32> {
-        let text = fs::read_to_string(self.file("queue/logical_block_size"))?;
-        text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
-    }
-
     /// What the device was marked with, by whomever.
     pub(crate) fn backend(self) -> Option<String> {
         fs::read_to_string(self.file("backend")).ok().map(|text| text.trim_end().to_owned())

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use netbus_helper_interface::disk::{Disk, DiskRequest, Identifier, Node};
+use netbus_helper_interface::disk::{Disk, DiskRequest, Identifier, Node, Swapped};
 use netbus_helper_interface::error::Error;
 use netbus_helper_interface::partition::PartitionRequest;
 use zbus::message::Header;
@@ -156,6 +156,84 @@ impl Service {
         told(&format!("User {owner} detaches a disk{}", if force { " by force" } else { "" }), done)
     }
 
+    async fn claim_local(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        identifier: String,
+        major: u32,
+        minor: u32,
+        sequence: u64,
+    ) -> Result<OwnedFd, Error> {
+        let _call = self.activity.begin();
+        let identifier = Identifier::parse(&identifier)?;
+        let owner = authority::user(connection, &header).await?;
+        let device = Device::find(major, minor, sequence)?;
+        authority::check(connection, &header, open_action(&device), device.name()).await?;
+        let disks = Arc::clone(&self.disks);
+        let claimed = blocking::unblock(move || disks.claim_local(owner, identifier, &device)).await;
+        let what = format!("User {owner} claims the device {major}:{minor} for a disk");
+        told(&what, claimed.map(|device| OwnedFd::from(std::os::fd::OwnedFd::from(device))))
+    }
+
+    async fn release_local(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        identifier: String,
+    ) -> Result<(), Error> {
+        let _call = self.activity.begin();
+        let identifier = Identifier::parse(&identifier)?;
+        let owner = authority::user(connection, &header).await?;
+        let disks = Arc::clone(&self.disks);
+        let done = blocking::unblock(move || disks.release_local(owner, identifier)).await;
+        told(&format!("User {owner} lets go what was claimed for a disk"), done)
+    }
+
+    async fn drain(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        socket: OwnedFd,
+        identifier: String,
+    ) -> Result<(), Error> {
+        let _call = self.activity.begin();
+        let identifier = Identifier::parse(&identifier)?;
+        let owner = authority::user(connection, &header).await?;
+        let disks = Arc::clone(&self.disks);
+        let done = blocking::unblock(move || disks.drain(owner, identifier, socket.as_fd())).await;
+        told(&format!("User {owner} drains a disk"), done)
+    }
+
+    async fn swap_to_local(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        identifier: String,
+    ) -> Result<Swapped, Error> {
+        let _call = self.activity.begin();
+        let identifier = Identifier::parse(&identifier)?;
+        let owner = authority::user(connection, &header).await?;
+        let disks = Arc::clone(&self.disks);
+        let swapped = blocking::unblock(move || disks.swap_to_local(owner, identifier)).await;
+        told(&format!("User {owner} swaps a disk to this machine"), swapped)
+    }
+
+    async fn swap_to_host(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        socket: OwnedFd,
+        disk: DiskRequest,
+    ) -> Result<Swapped, Error> {
+        let _call = self.activity.begin();
+        let disk = Disk::try_from(&disk)?;
+        let owner = authority::user(connection, &header).await?;
+        let disks = Arc::clone(&self.disks);
+        let swapped = blocking::unblock(move || disks.swap_to_host(owner, &disk, socket.as_fd())).await;
+        told(&format!("User {owner} swaps a disk to its host"), swapped)
+    }
+
     async fn list(
         &self,
         #[zbus(header)] header: Header<'_>,
@@ -179,8 +257,7 @@ impl Service {
         let _call = self.activity.begin();
         let owner = authority::user(connection, &header).await?;
         let device = Device::find(major, minor, sequence)?;
-        let action = if device.is_removable() { Action::OpenRemovable } else { Action::OpenSystem };
-        authority::check(connection, &header, action, device.name()).await?;
+        authority::check(connection, &header, open_action(&device), device.name()).await?;
         let opened = blocking::unblock(move || device.open(writable)).await;
         told(&format!("User {owner} opens the device {major}:{minor}"), opened.map(OwnedFd::from))
     }
@@ -216,6 +293,11 @@ impl Service {
         let opened = blocking::unblock(move || device.open()).await;
         told(&format!("User {owner} opens the USB device {address} of bus {bus}"), opened.map(OwnedFd::from))
     }
+}
+
+/// What polkit judges when a block device is opened.
+fn open_action(device: &Device) -> Action {
+    if device.is_removable() { Action::OpenRemovable } else { Action::OpenSystem }
 }
 
 /// Logs what came of something.

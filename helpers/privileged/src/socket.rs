@@ -31,7 +31,28 @@ pub(crate) fn check(socket: impl AsFd) -> Result<(), Error> {
     // What was set for a handshake would end a link on which nobody asks for anything.
     sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, None)
         .and_then(|()| sockopt::set_socket_timeout(socket, sockopt::Timeout::Send, Some(SEND_TIMEOUT)))
-        .map_err(|error| Error::Failed(format!("The socket cannot be prepared: {error}")))
+        .map_err(unprepared)
+}
+
+/// Checks a descriptor for a disk that comes from a caller, and prepares it for the kernel: the other end is a machine, or
+/// the caller itself.
+///
+/// # Errors
+/// [`Error::Invalid`] for anything but a connected TCP or unix stream socket.
+pub(crate) fn check_either(socket: impl AsFd) -> Result<(), Error> {
+    match sockopt::socket_domain(&socket) {
+        Ok(AddressFamily::UNIX) => check_pair(socket),
+        Ok(_) | Err(_) => check(socket),
+    }
+}
+
+/// Checks a descriptor for a disk that comes from a caller who serves the other end, and prepares it for the kernel.
+///
+/// # Errors
+/// [`Error::Invalid`] for anything but a connected unix stream socket.
+pub(crate) fn check_pair(socket: impl AsFd) -> Result<(), Error> {
+    check_unix(&socket)?;
+    sockopt::set_socket_timeout(socket, sockopt::Timeout::Send, Some(SEND_TIMEOUT)).map_err(unprepared)
 }
 
 /// Checks a descriptor that came from a caller, and prepares it for the kernel.
@@ -52,7 +73,11 @@ pub(crate) fn check_unix(socket: impl AsFd) -> Result<(), Error> {
     // The kernel would take the end of a wait for that of the device.
     sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, None)
         .and_then(|()| sockopt::set_socket_timeout(socket, sockopt::Timeout::Send, None))
-        .map_err(|error| Error::Failed(format!("The socket cannot be prepared: {error}")))
+        .map_err(unprepared)
+}
+
+fn unprepared(error: rustix::io::Errno) -> Error {
+    Error::Failed(format!("The socket cannot be prepared: {error}"))
 }
 
 #[cfg(test)]
@@ -96,6 +121,9 @@ mod tests {
         ours.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         check_unix(&ours).unwrap();
         assert_eq!(ours.read_timeout().unwrap(), None);
+        check_either(&ours).unwrap();
+        assert_eq!(ours.write_timeout().unwrap(), Some(SEND_TIMEOUT));
+        assert!(matches!(check_either(File::open("/dev/null").unwrap()), Err(Error::Invalid(_))));
         let refusal = |result: Result<(), Error>| match result {
             Err(Error::Invalid(text)) => text,
             other => panic!("{other:?}"),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use netbus_helper_interface::Helper1ProxyBlocking;
-use netbus_helper_interface::disk::{DiskRequest, Features, Node};
+use netbus_helper_interface::disk::{DiskRequest, Features, Node, Swapped};
 use netbus_helper_interface::partition::{PartitionNode, PartitionRequest};
 use zbus::blocking::Connection;
 use zbus::zvariant::Fd;
@@ -48,16 +48,7 @@ pub fn main(args: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let helper = Helper1ProxyBlocking::new(&bus)?;
     match args.as_slice() {
         ["attach", address, identifier, host, channel, size, options @ ..] => {
-            let features = Features { flush: true, fua: true, trim: true, write_zeroes: true };
-            let disk = DiskRequest {
-                identifier: (*identifier).to_owned(),
-                host: (*host).to_owned(),
-                channel: (*channel).to_owned(),
-                size: size.parse()?,
-                block_size: 512,
-                read_only: options.contains(&"read-only"),
-                features: features.bits(),
-            };
+            let disk = disk(identifier, host, channel, size, options)?;
             print(&helper.attach(Fd::from(open(address)?), &disk)?)
         }
         ["reconnect", address, identifier] => Ok(helper.reconnect(Fd::from(open(address)?), identifier)?),
@@ -74,6 +65,20 @@ pub fn main(args: impl Iterator<Item = String>) -> anyhow::Result<()> {
         ["resize", identifier, size] => print(&helper.resize(identifier, size.parse()?)?),
         ["detach", identifier] => Ok(helper.detach(identifier, false)?),
         ["detach", identifier, "force"] => Ok(helper.detach(identifier, true)?),
+        ["claim", identifier, major, minor, sequence] => {
+            let device = helper.claim_local(identifier, major.parse()?, minor.parse()?, sequence.parse()?)?;
+            let mut start = [0; 4];
+            File::from(OwnedFd::from(device)).read_exact_at(&mut start, 0)?;
+            println!("{}", String::from_utf8_lossy(&start));
+            Ok(())
+        }
+        ["release", identifier] => Ok(helper.release_local(identifier)?),
+        ["drain", socket, identifier] => Ok(helper.drain(Fd::from(open(socket)?), identifier)?),
+        ["to-local", identifier] => print_swapped(&helper.swap_to_local(identifier)?),
+        ["to-host", address, identifier, host, channel, size, options @ ..] => {
+            let disk = disk(identifier, host, channel, size, options)?;
+            print_swapped(&helper.swap_to_host(Fd::from(open(address)?), &disk)?)
+        }
         ["list"] => helper.list()?.iter().try_for_each(print),
         ["open", major, minor, sequence, options @ ..] => {
             let writable = options.contains(&"write");
@@ -92,6 +97,19 @@ pub fn main(args: impl Iterator<Item = String>) -> anyhow::Result<()> {
         }
         _ => bail!("Unknown words: {args:?}"),
     }
+}
+
+fn disk(identifier: &str, host: &str, channel: &str, size: &str, options: &[&str]) -> anyhow::Result<DiskRequest> {
+    let features = Features { flush: true, fua: true, trim: true, write_zeroes: true };
+    Ok(DiskRequest {
+        identifier: identifier.to_owned(),
+        host: host.to_owned(),
+        channel: channel.to_owned(),
+        size: size.parse()?,
+        block_size: if options.contains(&"large-blocks") { 4096 } else { 512 },
+        read_only: options.contains(&"read-only"),
+        features: features.bits(),
+    })
 }
 
 /// A socket to an address; or what no helper should take, by its name.
@@ -122,17 +140,28 @@ fn request(text: &str) -> anyhow::Result<PartitionRequest> {
     Ok(PartitionRequest { number: next()?.parse()?, start: next()?.parse()?, length: next()?.parse()? })
 }
 
-/// The node in words, with a space between; its partitions as `path:start:length:open count`.
+/// The node in words, with a space between; where it is on this machine, and its partitions as `path:start:length:open count`.
 fn print(node: &Node) -> anyhow::Result<()> {
-    let Node { identifier, path, mapped, major, minor, nbd, size, read_only, open_count, .. } = node;
+    let Node { identifier, path, mapped, major, minor, nbd, local, claimed, size, read_only, open_count, .. } = node;
     let mode = if *read_only { "ro" } else { "rw" };
     let partitions: String = node
         .partitions
         .iter()
         .map(|PartitionNode { path, start, length, open_count, .. }| format!(" {path}:{start}:{length}:{open_count}"))
         .collect();
-    println!("{path} {identifier} {mapped} {major}:{minor} nbd{nbd} {size} {mode} {open_count}{partitions}");
+    let number = |word: &str, (major, minor): (u32, u32)| match (major, minor) {
+        (0, 0) => String::new(),
+        (major, minor) => format!(" {word}{major}:{minor}"),
+    };
+    let places = number("local", *local) + &number("claimed", *claimed);
+    println!("{path} {identifier} {mapped} {major}:{minor} nbd{nbd} {size} {mode} {open_count}{places}{partitions}");
     Ok(())
+}
+
+/// The pause in microseconds, and the node.
+fn print_swapped(swapped: &Swapped) -> anyhow::Result<()> {
+    print!("{} ", swapped.pause);
+    print(&swapped.node)
 }
 
 /// Serves an image as a host does: one link at a time, the newest.

@@ -247,17 +247,17 @@ fn power_failure(pair: &mut Pair) -> anyhow::Result<()> {
 }
 
 /// An application that makes one block after the other safe in a file of the mounted disk.
-struct Writing(Background);
+pub(super) struct Writing(Background);
 
 impl Writing {
-    fn start(desk: &Machine) -> anyhow::Result<Self> {
+    pub(super) fn start(desk: &Machine) -> anyhow::Result<Self> {
         let agent = desk.program("netbus-vm-agent");
         let writing = Self(desk.spawn(&format!("'{agent}' write /mnt/disk/blocks /run/netbus/progress"), LONG)?);
         writing.goes_on(desk)?;
         Ok(writing)
     }
 
-    fn goes_on(&self, desk: &Machine) -> anyhow::Result<()> {
+    pub(super) fn goes_on(&self, desk: &Machine) -> anyhow::Result<()> {
         let safe = || {
             desk.run("[ -s /run/netbus/progress ] && cat /run/netbus/progress || echo 0")
                 .and_then(|text| writer::safe(&text))
@@ -270,12 +270,12 @@ impl Writing {
         .flatten()
     }
 
-    fn ends_well(self, desk: &Machine) -> anyhow::Result<()> {
+    pub(super) fn ends_well(self, desk: &Machine) -> anyhow::Result<()> {
         desk.run("touch /run/netbus/progress.stop")?;
         self.0.succeeds().map(drop)
     }
 }
 
-fn writing_safe(desk: &Machine) -> anyhow::Result<u64> {
+pub(super) fn writing_safe(desk: &Machine) -> anyhow::Result<u64> {
     writer::safe(&desk.run("cat /run/netbus/progress")?)
 }

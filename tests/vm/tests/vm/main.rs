@@ -8,6 +8,7 @@ mod disc;
 mod disk;
 mod doctor;
 mod helper;
+mod helper_swap;
 mod hotplug;
 mod interruptions;
 mod kernel;

@@ -111,7 +111,7 @@ impl KernelDisk {
         let identifier = Identifier::from(identifier);
         let helper = Helper::connect().await.map_err(unmade)?;
         let node = find(&helper, identifier).await.map_err(unmade)?;
-        Ok(node.filter(|node| node.nbd >= 0).map(|node| Self { node, identifier }))
+        Ok(node.filter(|node| !node.is_given_up()).map(|node| Self { node, identifier }))
     }
 }
 
