@@ -102,6 +102,16 @@ pub enum Call {
         #[serde(default)]
         force: bool,
     },
+    /// Puts a device of this machine into the place of a channel's host while the channel is in use, or gives the place
+    /// back. Answer: [`Answer::Swapped`].
+    Swap {
+        /// The channel as `HOST/CHANNEL`, or just its name where that is unambiguous.
+        channel: String,
+        /// An absolute path, or a name from [`Call::Devices`]; without it the device that has the place is let go, and the
+        /// channel waits for its host.
+        #[serde(default)]
+        to: Option<String>,
+    },
     /// Streams [`Reply::Event`]s until the client hangs up; the first is [`Event::Watching`].
     Watch,
     /// Stops the daemon in good order. Answer: [`Answer::Done`], before it is gone.
@@ -241,6 +251,15 @@ pub enum Answer {
         /// Whether changes are refused.
         read_only: bool,
     },
+    /// To [`Call::Swap`].
+    Swapped {
+        /// The channel as `HOST/CHANNEL`.
+        channel: String,
+        /// The device of this machine that serves it now; `None` when it is its host's again.
+        device: Option<PathBuf>,
+        /// For how long requests have been held up, in milliseconds; where they still wait for the host, until now.
+        pause_milliseconds: u64,
+    },
     /// To [`Call::Unsubscribe`].
     Unsubscribed {
         /// The channel as `HOST/CHANNEL`.
@@ -343,6 +362,9 @@ pub struct Subscribed {
     pub path: Option<NodePath>,
     /// Where applications find the device; `None` while there is no node.
     pub node: Option<String>,
+    /// The device of this machine that serves it in the place of its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<PathBuf>,
     /// How it is.
     pub state: SubscribedState,
     /// Whether changes are refused.

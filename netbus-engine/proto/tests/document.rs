@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use minicbor::data::Type;
-use netbus_proto::class::block::{self, BlockRequest, Geometry};
+use netbus_proto::class::block::{self, BlockRequest, Description};
 use netbus_proto::class::optical::command::{Cdb, Command, Direction};
 use netbus_proto::class::optical::judge::RULES;
 use netbus_proto::class::optical::{self, OpticalRequest};
@@ -68,7 +68,8 @@ fn the_tables_of_keys_are_those_of_the_code() {
     assert_eq!(described, sections.len());
     let resume = minicbor::to_vec(resume()).unwrap();
     assert_eq!(rows_of("### OPEN", "resume"), keys_in(&resume));
-    let disk = minicbor::to_vec(Geometry { size: 1 << 40, block_size: 512 }).unwrap();
+    let disk = Description { size: 1 << 40, block_size: 512, facts: Some(BTreeMap::default()) };
+    let disk = minicbor::to_vec(disk).unwrap();
     assert_eq!(keys_of("## Class 1: block"), keys_in(&disk));
     let device = minicbor::to_vec(usb_device()).unwrap();
     assert_eq!(keys_of("## Class 2: usb"), keys_in(&device));

@@ -47,7 +47,8 @@ impl Remote {
 impl Backend for Remote {
     fn submit(&self, ticket: Ticket) {
         let request = ticket.request.clone();
-        let frame = routes::request(self.class.code(), self.channel, ticket.epoch, ticket.tag, request);
+        // The attachment counts its backends in its own way; the host knows its lease alone.
+        let frame = routes::request(self.class.code(), self.channel, self.epoch, ticket.tag, request);
         let frame = Frame { lap: ticket.lap.clone(), ..frame };
         let mut unanswered = self.lock();
         match unanswered.as_mut() {
@@ -96,7 +97,7 @@ impl Route for Remote {
                 return Ok(());
             };
             match tickets.remove(&header.tag) {
-                Some(ticket) if ticket.epoch == header.epoch && ticket.request.op == header.op => ticket,
+                Some(ticket) if self.epoch == header.epoch && ticket.request.op == header.op => ticket,
                 Some(ticket) => {
                     tickets.insert(header.tag, ticket);
                     return Err(DecodeError::Body("reply that fits no request"));

@@ -222,6 +222,12 @@ impl Attachment {
         self.0.phases.subscribe()
     }
 
+    /// What the last backend was bound as, whether it still is or not.
+    #[must_use]
+    pub fn last_binding(&self) -> Option<Binding> {
+        self.0.lock().machine.last_binding()
+    }
+
     /// How it is now.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -5,5 +5,7 @@
 //! and the promise of exactly one answer exist once.
 
 pub mod attachment;
+pub mod evidence;
+pub mod swap;
 pub mod unflushed;
 pub mod witness;

@@ -69,6 +69,17 @@ pub trait DeviceClass: Send + Sync + 'static {
     /// for as long as a look at the system takes.
     fn stamp(&self, identity: &Identity) -> Option<Stamp>;
 
+    /// How a device that a peer has described is found on this machine; none where the description does not tell what it
+    /// is known by. What it tells is a peer's word.
+    fn identity_of(&self, _device: &Bytes) -> Option<Identity> {
+        None
+    }
+
+    /// Whether what is asked of one device can be asked of the other, as far as their descriptions tell.
+    fn is_alike(&self, device: &Bytes, other: &Bytes) -> bool {
+        device == other
+    }
+
     /// The size in bytes that a device description tells, for a class that has sizes.
     fn size(&self, device: &Bytes) -> Option<u64>;
 

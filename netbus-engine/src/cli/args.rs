@@ -133,6 +133,13 @@ pub(super) enum Request {
         #[arg(long)]
         force: bool,
     },
+    /// Put a device of this machine into the place of a channel's host
+    ///
+    /// Programs that use the channel go on, now on that device. It must be the very device that its host has published,
+    /// which is plugged in here now, and must show the content that is in use. A removable disk that is pulled out of its
+    /// host and plugged in here takes the place by itself. With --back the device is let go, so that it can be carried
+    /// back; programs wait until its host has it again.
+    Swap(Swap),
     /// Print news as they happen
     Watch,
     /// Stop the daemon in good order
@@ -230,6 +237,19 @@ pub(super) struct Subscribe {
     /// How long programs wait while the machine is away before they get errors: a time such as 30s, 10m or 2h, or never
     #[arg(long, value_name = "TIME", default_value = "never", value_parser = patience)]
     pub(super) give_up_after: Patience,
+}
+
+/// What to put where.
+#[derive(Debug, Args)]
+pub(super) struct Swap {
+    /// The channel as PEER/CHANNEL, or just its name
+    pub(super) channel: String,
+    /// The device: a path, or a name from `netbus devices`
+    #[arg(long, value_name = "DEVICE", required_unless_present = "back")]
+    pub(super) to: Option<PathBuf>,
+    /// Let the device go
+    #[arg(long, conflicts_with = "to")]
+    pub(super) back: bool,
 }
 
 /// How long to wait for a machine that is away.

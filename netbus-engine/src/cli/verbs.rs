@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::args::{Patience, Publish, Request, Subscribe};
+use super::args::{Patience, Publish, Request, Subscribe, Swap};
 use super::failure::Failure;
 use super::screen::Screen;
 use super::units::Clock;
@@ -26,6 +26,7 @@ pub(super) async fn run(request: Request, socket: &Path, screen: &mut Screen) ->
         Request::Subscribe(subscribe) => subscription(subscribe),
         Request::Play { target } => return playing::run(target, socket, screen).await,
         Request::Unsubscribe { channel, force } => Call::Unsubscribe { channel, force },
+        Request::Swap(swap) => swapping(swap)?,
         Request::Watch => return watch(socket, screen).await,
         Request::Stop => Call::Shutdown,
     };
@@ -51,11 +52,13 @@ pub(super) fn print(answer: &Answer, screen: &mut Screen) -> Result<(), Failure>
         Answer::Paired { peer, .. } => screen.thing(answer, peer)?,
         Answer::Published(published) => screen.thing(answer, &published.channel)?,
         Answer::Node { node, .. } => screen.thing(answer, node)?,
+        Answer::Swapped { device: Some(device), .. } => screen.thing(answer, &device.to_string_lossy())?,
         Answer::Done
         | Answer::Unpaired { .. }
         | Answer::Unpublished { .. }
         | Answer::WouldRevoke { .. }
         | Answer::Revoked { .. }
+        | Answer::Swapped { device: None, .. }
         | Answer::Unsubscribed { .. } => screen.answer(answer, String::new)?,
     }
     if let Some(advice) = show::advice(answer) {
@@ -102,6 +105,12 @@ fn subscription(subscribe: Subscribe) -> Call {
         Patience::Seconds(seconds) => Some(seconds),
     };
     Call::Subscribe { target, way, read_only, address, give_up_after_seconds }
+}
+
+fn swapping(swap: Swap) -> Result<Call, Failure> {
+    // The words are such that there is a device if it is not `--back`.
+    let Swap { channel, to, back: _ } = swap;
+    Ok(Call::Swap { channel, to: to.map(device_text).transpose()? })
 }
 
 #[cfg(test)]

@@ -15,10 +15,11 @@ use tracing::warn;
 
 pub(crate) use self::looking::Look;
 use self::looking::Looks;
-use super::publication::{PeerSession, Publication, Sessions, Unlike, bounded};
+use super::publication::{PeerSession, Publication, Sessions, bounded};
 use super::sleeping::Flush;
 use super::store::{DeviceBytes, Publications, StoredLease, StoredPublication};
 use super::{Core, Reply};
+use crate::channel::evidence::Unlike;
 use crate::class::{Identified, Identity, OpenError, OpenedDevice};
 use crate::control::api::{self, Answer, ApiError, ErrorKind, Event, PublishedState};
 use crate::latency::report::ChannelReport;

@@ -2,11 +2,13 @@
 
 use netbus_proto::attachment::BindError;
 use netbus_proto::ids::{Epoch, Fingerprint, PublicationId};
+use netbus_proto::request::DeviceError;
 use tokio::sync::oneshot;
 
 use super::host::{self, Look};
 use super::subscriber::{self, Key};
-use super::{joining, publication, sleeping, verbs};
+use super::{joining, sleeping, verbs};
+use crate::channel::evidence::Unlike;
 use crate::class::{Identified, OpenError, OpenedDevice, PresentError, ServedBy};
 use crate::control::Progress;
 use crate::control::api::{Answer, ApiError, Call, ErrorKind};
@@ -33,7 +35,7 @@ pub(crate) enum Input {
     Compared {
         publication: PublicationId,
         epoch: Epoch,
-        result: Result<(), publication::Unlike>,
+        result: Result<(), Unlike>,
     },
     Looked(Vec<(PublicationId, Look)>),
     /// The kernel tells that devices of this machine have come, gone or changed.
@@ -77,6 +79,24 @@ pub(crate) enum Input {
     /// A frontend is gone with its device.
     PluggedOut {
         key: Key,
+    },
+    /// A device of this machine has taken the place of a channel's host, or not.
+    Placed {
+        key: Key,
+        result: Result<Box<subscriber::Placed>, subscriber::Declined>,
+        reply: Option<Reply>,
+    },
+    /// A device of this machine was let go, for its host to have it again.
+    SentBack {
+        key: Key,
+        flushed: Result<(), DeviceError>,
+        reply: Reply,
+    },
+    /// It was looked for a device that may take a host's place, or has.
+    Seen {
+        key: Key,
+        seen: Option<subscriber::Seen>,
+        after_grant: bool,
     },
     NodeFound {
         key: Key,

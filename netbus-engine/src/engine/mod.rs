@@ -323,7 +323,10 @@ impl Engine {
                 self.host.compared(&self.core, publication, epoch, result);
             }
             Input::Looked(looks) => self.host.looked(&self.core, looks),
-            Input::DevicesChanged => self.host.devices_changed(&self.core),
+            Input::DevicesChanged => {
+                self.host.devices_changed(&self.core);
+                self.subscriber.devices_changed(&self.core);
+            }
             Input::Fenced { publication, epoch, flushed } => {
                 self.host.fenced(&self.core, publication, epoch, flushed);
             }
@@ -343,6 +346,15 @@ impl Engine {
                 self.subscriber.taken_down(&self.core, key, result, &self.peers.sessions());
             }
             Input::PluggedOut { key } => self.subscriber.plugged_out(&self.core, key, &self.peers.sessions()),
+            Input::Placed { key, result, reply } => {
+                self.subscriber.placed(&self.core, key, result, reply, &self.peers.sessions());
+            }
+            Input::SentBack { key, flushed, reply } => {
+                self.subscriber.sent_back(&self.core, key, flushed, reply, &self.peers.sessions());
+            }
+            Input::Seen { key, seen, after_grant } => {
+                self.subscriber.seen(&self.core, key, (seen, after_grant), &self.peers.sessions());
+            }
             Input::NodeFound { key, result } => self.subscriber.node_found(&self.core, key, result),
             Input::LinkGranted { key, attempt, result } => {
                 self.subscriber.link_granted(&self.core, key, attempt, result, &self.peers.sessions());

@@ -27,7 +27,6 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use self::content::{Left, Watched};
-pub(crate) use self::evidence::Unlike;
 use self::giving::{Asked, PendingGrant};
 use self::unflushed::Counted;
 use super::store::StoredPublication;

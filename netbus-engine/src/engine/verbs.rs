@@ -66,6 +66,10 @@ impl Engine {
                 Ok(key) => self.subscriber.unsubscribe(&self.core, key, force, reply),
                 Err(error) => reply.refuse(error),
             },
+            Call::Swap { channel, to } => match self.subscriber.find(&self.core, &channel) {
+                Ok(key) => self.subscriber.swap(&self.core, key, to, reply),
+                Err(error) => reply.refuse(error),
+            },
             Call::Watch => reply.fail(ErrorKind::Invalid, "The server of the control API answers this call itself"),
             Call::Shutdown => {
                 let (stopped, _) = tokio::sync::oneshot::channel();

@@ -408,7 +408,9 @@ impl Host {
         Ok(self.command().args(args).stdin(Stdio::null()).output()?)
     }
 
-    fn command(&self) -> Command {
+    /// The start of a `netbus` command.
+    #[must_use]
+    pub fn command(&self) -> Command {
         let mut command = self.enter();
         command
             .arg(&self.binary)

@@ -1,5 +1,7 @@
 //! News from a daemon.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::SubscribedState;
@@ -109,6 +111,24 @@ pub enum Event {
     Unsubscribed {
         /// The channel as `HOST/CHANNEL`.
         channel: String,
+    },
+    /// Another device serves a channel that is in use.
+    Swapped {
+        /// The channel as `HOST/CHANNEL`.
+        channel: String,
+        /// The device of this machine that serves it now; `None` when it is its host's again.
+        device: Option<PathBuf>,
+        /// Why, without a full stop: `the disk behind it was plugged in here`.
+        reason: String,
+        /// For how long requests were held up, in milliseconds.
+        pause_milliseconds: u64,
+    },
+    /// A device of this machine that looks like that of a channel is not taken for it. Nothing was written to it.
+    SwapDeclined {
+        /// The channel as `HOST/CHANNEL`.
+        channel: String,
+        /// Why, and what to do.
+        reason: String,
     },
     /// Devices of this machine have come, gone or changed, as its kernel tells: `Call::Devices` lists what is there now.
     DevicesChanged,

@@ -18,6 +18,9 @@ const FIRST: usize = 8;
 /// Of the others, each one that many gives one, so that hashing costs little.
 const EVERY: usize = 64;
 
+/// How much of a request's content gives the sample, in bytes: a long one would not outlive the next small change near it.
+const LENGTH: usize = 4096;
+
 /// Ranges in doubt that are told apart.
 const MAX_DOUBTS: usize = 64;
 
@@ -49,15 +52,16 @@ impl Evidence {
         &self.samples
     }
 
-    /// Whether the next suitable request is to give a sample.
-    pub(super) fn is_due(&mut self) -> bool {
+    /// Whether the next suitable request, which begins at `start`, is to give a sample. What is at the beginning of the
+    /// device always is: most uses of a device change it.
+    pub(super) fn is_due(&mut self, start: u64) -> bool {
         self.seen += 1;
-        !self.blind && (self.seen <= FIRST || self.seen.is_multiple_of(EVERY))
+        !self.blind && (start == 0 || self.seen <= FIRST || self.seen.is_multiple_of(EVERY))
     }
 
     /// Takes a sample of content that begins at `start`. When there is no room, the oldest but the first ones go.
     pub(super) fn take(&mut self, start: u64, content: &[u8]) {
-        let Some(sample) = Sample::of(start, content) else {
+        let Some(sample) = Sample::of(start, &content[..content.len().min(LENGTH)]) else {
             return;
         };
         self.taken += 1;
@@ -144,8 +148,9 @@ mod tests {
     #[test]
     fn the_first_requests_and_then_each_so_many_give_a_sample() {
         let mut evidence = Evidence::default();
-        let due = (1..=300).filter(|_| evidence.is_due()).count();
+        let due = (1..=300).filter(|at| evidence.is_due(*at)).count();
         assert_eq!(due, FIRST + 300 / EVERY);
+        assert!(evidence.is_due(0) && !evidence.is_due(1));
     }
 
     #[test]

@@ -307,6 +307,12 @@ impl Attachment {
         self.evidence.samples()
     }
 
+    /// What the last backend was bound as, whether it still is or not.
+    #[must_use]
+    pub fn last_binding(&self) -> Option<Binding> {
+        self.last
+    }
+
     /// The instance of the last backend.
     #[must_use]
     pub fn instance(&self) -> Option<Instance> {
@@ -431,7 +437,7 @@ impl Attachment {
         let Some(extent) = content_of(shape, content).filter(|_| self.log.is_kept()) else {
             return;
         };
-        if self.evidence.is_due()
+        if self.evidence.is_due(extent.start)
             && !since.iter().any(|(_, entry)| entry.shape.conflicts(shape))
             && !self.log.touches(shape)
             && !self.requests.change(shape)

@@ -1,5 +1,7 @@
 //! Block devices: disks, partitions, image files (protocol.md, "Class 1: block").
 
+use std::collections::BTreeMap;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::ids::ClassCode;
@@ -36,6 +38,21 @@ pub struct Geometry {
     /// Logical block size in bytes: 512 or 4096. Offsets and lengths are multiples of it.
     #[n(1)]
     pub block_size: u32,
+}
+
+/// What a host tells of a block device: its geometry, and what it is known by. A [`Geometry`] is read from the same bytes.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Description {
+    /// As in [`Geometry`].
+    #[n(0)]
+    pub size: u64,
+    /// As in [`Geometry`].
+    #[n(1)]
+    pub block_size: u32,
+    /// What it is known by, name and value, such as its serial number; none where its host does not tell.
+    #[n(2)]
+    pub facts: Option<BTreeMap<String, String>>,
 }
 
 /// A request to a block device, in its typed form.

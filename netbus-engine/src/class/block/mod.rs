@@ -101,6 +101,14 @@ impl DeviceClass for BlockClass {
         identity::stamp(identity)
     }
 
+    fn identity_of(&self, device: &Bytes) -> Option<Identity> {
+        identity::of_description(device)
+    }
+
+    fn is_alike(&self, device: &Bytes, other: &Bytes) -> bool {
+        geometry(device).is_ok_and(|one| geometry(other).is_ok_and(|other| one == other))
+    }
+
     fn size(&self, device: &Bytes) -> Option<u64> {
         geometry(device).ok().map(|geometry| geometry.size)
     }

@@ -118,6 +118,12 @@ pub(super) fn note(answer: &Answer) -> Option<String> {
             let may = if *read_only { "read-only" } else { "for reading and writing" };
             Some(format!("This is {channel}, presented as {way}, {may}"))
         }
+        Answer::Swapped { channel, device: Some(device), pause_milliseconds } => {
+            Some(format!("{channel} is on {} now; requests waited for {pause_milliseconds} ms", device.display()))
+        }
+        Answer::Swapped { channel, device: None, .. } => Some(format!(
+            "The device behind {channel} was let go here and can be unplugged. Programs wait until its host has it again"
+        )),
         Answer::Unsubscribed { channel } => Some(format!("{channel} is handed back")),
     }
 }
@@ -210,7 +216,14 @@ fn presented(channel: &Subscribed) -> String {
 fn subscribed_state(channel: &Subscribed) -> String {
     let patience = channel.give_up_after_seconds.map(|seconds| format!("gives up after {}", duration(seconds)));
     let patience = patience.as_deref().unwrap_or_default();
-    words([(state_word(channel.state), true), ("read-only", channel.read_only), (patience, !patience.is_empty())])
+    let place = channel.local.as_ref().map(|device| format!("on {}", device.display()));
+    let place = place.as_deref().unwrap_or_default();
+    words([
+        (state_word(channel.state), true),
+        (place, !place.is_empty()),
+        ("read-only", channel.read_only),
+        (patience, !patience.is_empty()),
+    ])
 }
 
 fn state_word(state: SubscribedState) -> &'static str {

@@ -35,6 +35,12 @@ fn sentence(event: &Event) -> Option<String> {
             format!("{channel} is {}: {error}", state_word(*state))
         }
         Event::Unsubscribed { channel } => format!("{channel} is not used any more"),
+        Event::Swapped { channel, device, reason, pause_milliseconds } => {
+            let place =
+                device.as_ref().map_or("at its host again".to_owned(), |device| format!("on {}", device.display()));
+            format!("{channel} is {place}, since {reason}; requests waited for {pause_milliseconds} ms")
+        }
+        Event::SwapDeclined { channel, reason } => format!("{channel} stays as it is: {reason}"),
         Event::DevicesChanged => "Devices of this machine have changed; see netbus devices".to_owned(),
         Event::Warning { message } => format!("Warning: {message}"),
     })

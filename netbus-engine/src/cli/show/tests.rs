@@ -81,6 +81,7 @@ fn music() -> Subscribed {
         way: "file".to_owned(),
         path: None,
         node: Some("/run/netbus/music.img".to_owned()),
+        local: None,
         state: SubscribedState::Waiting,
         read_only: true,
         give_up_after_seconds: Some(90),

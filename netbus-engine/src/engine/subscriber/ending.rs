@@ -31,6 +31,9 @@ impl Subscriber {
             subscription.unsubscribing = Some(reply);
             return self.end(core, key);
         }
+        if subscription.swap.under_way && !force {
+            return reply.fail(ApiErrorKind::InUse, "The channel is being swapped at this moment: try again");
+        }
         if let Some(work) = subscription.work {
             if force && work == Work::TakingDown && subscription.forcing.is_none() {
                 // Whatever that waits for gets errors now, and so it ends.
@@ -48,6 +51,7 @@ impl Subscriber {
             State::Active { .. }
             | State::Linking { .. }
             | State::Linked
+            | State::Local { .. }
             | State::Closing { .. }
             | State::Faulted { .. } => None,
         };
@@ -62,7 +66,8 @@ impl Subscriber {
         }
         subscription.work = Some(Work::TakingDown);
         let (frontend, attachment) = (subscription.frontend.take(), subscription.attachment.clone());
-        let flush = !force && !subscription.stored.read_only && matches!(subscription.state, State::Active { .. });
+        let is_served = matches!(subscription.state, State::Active { .. } | State::Local { .. });
+        let flush = !force && !subscription.stored.read_only && is_served;
         let inputs = core.inputs.clone();
         let flush = flush.then(|| core.registry.by_name(&subscription.stored.class).and_then(|class| class.flush()));
         subscription.unsubscribing = Some(reply);
@@ -138,7 +143,7 @@ impl Subscriber {
     pub(in crate::engine) async fn shut_down(&mut self, core: &Core) {
         for subscription in self.subscriptions.values_mut() {
             let (frontend, attachment) = (subscription.frontend.take(), subscription.attachment.take());
-            let active = matches!(subscription.state, State::Active { .. });
+            let active = matches!(subscription.state, State::Active { .. } | State::Local { .. });
             let flush = (active && !subscription.stored.read_only)
                 .then(|| core.registry.by_name(&subscription.stored.class).and_then(|class| class.flush()));
             let flush = flush.flatten();
@@ -179,6 +184,7 @@ impl Subscriber {
             | State::Active { .. }
             | State::Linking { .. }
             | State::Linked
+            | State::Local { .. }
             | State::Faulted { .. } => false,
         })
     }
@@ -198,6 +204,16 @@ impl Subscriber {
                 self.close(key, &sessions[&key.0]);
             }
             State::Active { .. } => {}
+            State::Local { .. } => {
+                subscription.swap.let_go();
+                if subscription.lease.is_some() {
+                    return self.resume_to_close(core, key, sessions);
+                }
+                if let Some(reply) = subscription.unsubscribing.take() {
+                    reply.succeed(unsubscribed(core, key, subscription));
+                }
+                self.forget(core, key);
+            }
             State::Linked => {
                 // The lease goes back in a session for channels, where it is resumed and closed.
                 subscription.discard_node();

@@ -47,6 +47,11 @@ impl Subscriber {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
         };
+        if subscription.swap.under_way {
+            let why = "A device of this machine is being put into its host's place".to_owned();
+            subscription.state = State::Waiting { why, retry: Some(Instant::now()) };
+            return;
+        }
         let status = subscription.attachment.as_ref().map(Attachment::status);
         if status.as_ref().is_some_and(|status| status.phase.binding().is_some()) {
             // It has not let go of the last backend yet, and only then knows what it has left.
@@ -97,9 +102,11 @@ impl Subscriber {
         let remote = Arc::new(Remote::new(Arc::clone(&class), grant.channel, grant.epoch, session.frames.clone()));
         session.routes.open(grant.channel, Arc::clone(&remote) as _);
         let granted = Some((session.id, grant.channel));
-        let Grant { epoch, generation, instance, .. } = grant;
-        subscription.lease = Some(Lease { epoch, generation, instance, granted });
-        subscription.state = State::Active { session: session.id, channel: grant.channel, epoch: grant.epoch };
+        let Grant { generation, instance, .. } = grant;
+        let epoch = subscription.epoch_of_grant(grant.epoch);
+        subscription.lease = Some(Lease { epoch: grant.epoch, generation, instance, granted });
+        subscription.state = State::Active { session: session.id, channel: grant.channel, epoch };
+        subscription.swap.granted(&device, grant.write_through);
         if subscription.stored.ended || subscription.leaving {
             return self.close(key, session);
         }
@@ -116,7 +123,7 @@ impl Subscriber {
             attachment
         });
         let binding = Binding {
-            epoch: grant.epoch,
+            epoch,
             generation: grant.generation,
             instance: grant.instance,
             write_through: grant.write_through,
@@ -126,7 +133,7 @@ impl Subscriber {
         let result = attachment.bind(binding, device, remote);
         // As an input of its own, since it may fault what is just being handled. The engine is gone only when the daemon
         // stops.
-        let _ = core.inputs.send(Input::Bound { key, epoch: grant.epoch, result });
+        let _ = core.inputs.send(Input::Bound { key, epoch, result });
     }
 
     /// An attachment has let go of its backend, or has failed. If that was not for the end of its session, the device
@@ -138,7 +145,8 @@ impl Subscriber {
         // While it is taken away, too: its last flush is tried again.
         let is_taken_down = subscription.unsubscribing.is_some() || subscription.work == Some(Work::TakingDown);
         let is_active = match subscription.state {
-            State::Active { .. } => true,
+            _ if subscription.swap.under_way => return,
+            State::Active { .. } | State::Local { .. } => true,
             State::Waiting { .. } | State::Opening { .. } => false,
             State::Linking { .. } | State::Linked | State::Closing { .. } | State::Faulted { .. } => return,
         };
@@ -154,6 +162,9 @@ impl Subscriber {
                 return self.tell_state(core, key);
             }
             Some(Phase::Faulted(_)) => return self.give_up(core, key),
+            Some(Phase::Parked { .. }) if matches!(subscription.state, State::Local { .. }) => {
+                return self.local_lost(core, key, sessions);
+            }
             Some(Phase::Parked { .. }) if is_active => {}
             Some(Phase::Parked { .. } | Phase::Active(_) | Phase::Draining(_)) | None => return,
         }
@@ -182,6 +193,7 @@ impl Subscriber {
         // Before the attachment lets go: that is no reason to ask for the channel at once.
         subscription.state = State::Waiting { why: why.clone(), retry: subscription.retry_of_lease() };
         subscription.absent_since.get_or_insert_with(Instant::now);
+        subscription.swap.lost();
         if subscription.is_replugged(core) {
             subscription.unplug(core, key, &why);
         } else if let Some(attachment) = &subscription.attachment {
@@ -246,6 +258,7 @@ impl Subscriber {
             | State::Active { .. }
             | State::Linking { .. }
             | State::Linked
+            | State::Local { .. }
             | State::Closing { .. }
             | State::Faulted { .. } => None,
         };
@@ -261,7 +274,7 @@ impl Subscriber {
         let Some((&key, subscription)) = held else { return };
         match &mut subscription.state {
             State::Opening { revoked: text, .. } => *text = Some(revoked.text.clone()),
-            State::Active { .. } | State::Waiting { .. } => {
+            State::Active { .. } | State::Local { .. } | State::Waiting { .. } => {
                 self.lose(core, key, ApiErrorKind::Refused, &revoked.text);
             }
             State::Linking { .. } | State::Linked | State::Closing { .. } | State::Faulted { .. } => {}

@@ -371,6 +371,7 @@ impl Subscriber {
             | State::Active { .. }
             | State::Linking { .. }
             | State::Linked
+            | State::Local { .. }
             | State::Closing { .. }
             | State::Faulted { .. } => None,
         });

@@ -4,6 +4,7 @@
 //! - `leasing`: the talk with its host.
 //! - `linking`: channels that the kernel serves by itself.
 //! - `ending`: how the use of a channel ends.
+//! - `swapping`: devices of this machine that take a host's place.
 //! - `sleeping`: what the machine's sleep means for it.
 
 mod ending;
@@ -12,6 +13,7 @@ mod linking;
 mod replugging;
 mod sleeping;
 mod subscription;
+mod swapping;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -28,6 +30,7 @@ pub(super) use self::ending::TakenDown;
 use self::ending::{interrupted, unsubscribed};
 pub(super) use self::linking::{InstallError, Installed, LinkError};
 use self::subscription::{State, Subscription, Work, waiting};
+pub(super) use self::swapping::{Declined, Placed, Seen};
 use super::store::{StoredSubscription, Subscriptions};
 use super::{Core, Input, Reply, error_chain, seconds_since_1970};
 use crate::class::{DeviceClass, LeaseKind, PresentError, ServedBy};
@@ -202,6 +205,7 @@ impl Subscriber {
             | State::Active { .. }
             | State::Linking { .. }
             | State::Linked
+            | State::Local { .. }
             | State::Closing { .. }
             | State::Faulted { .. } => {}
         }
@@ -217,6 +221,7 @@ impl Subscriber {
         self.give_up_in_time(core, now);
         self.give_up_absent(core, now);
         self.park_in_time(core, now);
+        self.look_in_time(core, now);
         let due: Vec<Key> = self
             .subscriptions
             .iter()
@@ -246,6 +251,7 @@ impl Subscriber {
                     if let Some(attachment) = &subscription.attachment {
                         attachment.link_lost(epoch);
                     }
+                    subscription.swap.lost();
                 }
                 State::Opening { session: active, .. } | State::Closing { session: active } if active == session => {}
                 State::Linking { .. } | State::Linked if end.by_peer && end.reason == Reason::NotPaired => {}
@@ -254,6 +260,7 @@ impl Subscriber {
                 | State::Active { .. }
                 | State::Linking { .. }
                 | State::Linked
+                | State::Local { .. }
                 | State::Closing { .. }
                 | State::Faulted { .. } => continue,
             }
@@ -322,10 +329,14 @@ impl Subscriber {
             subscription.absent_since = None;
         }
         match result {
-            Ok(()) if subscription.frontend.is_none() && subscription.work.is_none() => {
-                present(core, key, subscription);
+            Ok(()) => {
+                if subscription.frontend.is_none() && subscription.work.is_none() {
+                    present(core, key, subscription);
+                } else {
+                    self.tell_state(core, key);
+                }
+                self.served_by_host(core, key);
             }
-            Ok(()) => self.tell_state(core, key),
             Err(BindError::NotParked | BindError::StaleEpoch { .. }) => {}
             Err(error) => {
                 let text = match &error {
@@ -412,6 +423,10 @@ impl Subscriber {
     fn lose(&mut self, core: &Core, key: Key, kind: ApiErrorKind, text: &str) {
         if let Some(subscription) = self.subscriptions.get_mut(&key) {
             subscription.lease = None;
+            if let State::Local { .. } = subscription.state {
+                // What is here is here, whatever its former host says of it.
+                return warn!(reason = text, "The host of a device that is used here does not lend it any more");
+            }
             self.fault(core, key, kind, text);
         }
     }
@@ -431,10 +446,12 @@ impl Subscriber {
             | State::Opening { .. }
             | State::Linking { .. }
             | State::Linked
+            | State::Local { .. }
             | State::Closing { .. }
             | State::Faulted { .. } => None,
         };
         subscription.discard_node();
+        subscription.swap.let_go();
         subscription.state = State::Faulted { text: text.to_owned(), open };
         if subscription.is_replugged(core) {
             // A device that nobody can use any more is better gone than there and broken.

@@ -38,6 +38,7 @@ impl Subscriber {
                 | State::Opening { .. }
                 | State::Active { .. }
                 | State::Linking { .. }
+                | State::Local { .. }
                 | State::Closing { .. }
                 | State::Faulted { .. } => {}
             }
@@ -49,7 +50,7 @@ fn flush(core: &Core, subscription: &Subscription) -> Option<Flush> {
     let name = core.channel_path(subscription.stored.host, &subscription.stored.channel);
     let class = core.registry.by_name(&subscription.stored.class)?;
     match &subscription.state {
-        State::Active { .. } => {
+        State::Active { .. } | State::Local { .. } => {
             let queue = subscription.attachment.as_ref()?.queue();
             Some(Flush::of(name, queue, class.flush()?))
         }

@@ -8,6 +8,7 @@
 //!      +-----------------------------------------+----------------------------------+
 //!
 //!   Where the kernel serves the channel by itself, Linking and Linked take the places of Opening and Active.
+//!   From Active and Waiting to Local, when a device of this machine takes the place of the host, and back to Waiting.
 //!   from anywhere: Faulted, when the lease is gone for good. The node stays, with errors, until `unsubscribe`.
 //! ```
 
@@ -20,6 +21,7 @@ use tokio::task::AbortHandle;
 use super::super::store::{StoredNode, StoredNodeLease, StoredSubscription};
 use super::super::{Core, Reply, seconds_since_1970, timestamp};
 use super::RETRY_AFTER;
+use super::swapping::Swap;
 use crate::channel::attachment::Attachment;
 use crate::control::api::{self, ErrorKind, NodePath, SubscribedState};
 use crate::frontend::Frontend;
@@ -47,6 +49,8 @@ pub(in crate::engine) struct Subscription {
     pub(super) unplugged: bool,
     /// Since when its device is not at its host, as far as that is there to tell.
     pub(super) absent_since: Option<Instant>,
+    /// Devices of this machine that may take its host's place.
+    pub(super) swap: Swap,
     /// Since when its applications wait for another link.
     pub(super) alone_since: Option<Instant>,
     /// Whether the kernel was told that it may be a long time.
@@ -107,6 +111,8 @@ pub(in crate::engine) enum State {
     Linking { why: Option<String> },
     /// The kernel has a link.
     Linked,
+    /// A device of this machine has taken the host's place.
+    Local { epoch: Epoch },
     /// CLOSE is on its way.
     Closing { session: SessionId },
     /// Over, but for the node that gives errors, and for the channel where the host still holds it open.
@@ -134,6 +140,7 @@ impl Subscription {
             attempt: 0,
             dialing: None,
             absent_since: None,
+            swap: Swap::default(),
             alone_since: None,
             parked: false,
             looked: false,
@@ -164,6 +171,7 @@ impl Subscription {
             way: self.stored.way.clone(),
             path: self.path(core),
             node: self.node.clone(),
+            local: self.swap.path(),
             state: self.public_state(),
             read_only: self.stored.read_only,
             give_up_after_seconds: self.stored.give_up_after,
@@ -183,10 +191,10 @@ impl Subscription {
         match &self.state {
             State::Waiting { .. } | State::Linking { .. } if self.node.is_some() => SubscribedState::Waiting,
             // Before its node is there, nobody can use it.
-            State::Active { .. } if self.node.is_none() => SubscribedState::Connecting,
+            State::Active { .. } | State::Local { .. } if self.node.is_none() => SubscribedState::Connecting,
             State::Waiting { .. } | State::Opening { .. } | State::Linking { .. } => SubscribedState::Connecting,
             State::Linked => SubscribedState::Active,
-            State::Active { .. } | State::Closing { .. } => match self.phase() {
+            State::Active { .. } | State::Local { .. } | State::Closing { .. } => match self.phase() {
                 Some(Phase::Faulted(_)) => SubscribedState::Faulted,
                 Some(Phase::Parked { .. } | Phase::Active(_) | Phase::Draining(_)) | None => SubscribedState::Active,
             },
@@ -199,7 +207,11 @@ impl Subscription {
             State::Waiting { why, .. } => Some(why.clone()),
             State::Faulted { text, .. } => Some(text.clone()),
             State::Linking { why } => why.clone(),
-            State::Opening { .. } | State::Active { .. } | State::Linked | State::Closing { .. } => None,
+            State::Opening { .. }
+            | State::Active { .. }
+            | State::Linked
+            | State::Local { .. }
+            | State::Closing { .. } => None,
         }
     }
 

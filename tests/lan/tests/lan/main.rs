@@ -26,4 +26,5 @@ mod sleep;
 mod slow;
 mod startup;
 mod survive;
+mod swap;
 mod witness;

@@ -66,8 +66,8 @@ pub(in crate::class) fn identify(path: PathBuf, read_only: bool) -> Result<Ident
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     Ok(Identified {
         suggested_name: slug(&stem, "image"),
+        device: encode(geometry, &facts),
         identity: Identity { class: NAME.to_owned(), facts, last_path: path },
-        device: encode(geometry),
         read_only: !writable,
         removable: false,
     })
@@ -95,7 +95,7 @@ pub(super) fn open(identity: &Identity, read_only: bool) -> Result<OpenedDevice,
         claims: Vec::new(),
     };
     // An opened file is there until it is closed, whatever becomes of its name.
-    start(path, description, instance, Arc::new(|| true))
+    start(path, &identity.facts, description, instance, Arc::new(|| true))
 }
 
 /// Describes the image file of an identity as it is now.
@@ -103,7 +103,7 @@ pub(super) fn locate(identity: &Identity) -> Result<Bytes, OpenError> {
     let (path, _file, metadata) = find_open(identity, true)?;
     let geometry = geometry(&path, metadata.len())?;
     refuse_users(&path, true)?;
-    Ok(encode(geometry))
+    Ok(encode(geometry, &identity.facts))
 }
 
 /// How the file is listed among this machine's devices.

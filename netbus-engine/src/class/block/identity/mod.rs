@@ -19,8 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use netbus_proto::class::block::Geometry;
+use netbus_proto::class::block::{Description as Told, Geometry};
 use netbus_proto::ids::Instance;
+use netbus_proto::wire::control::MAX_DEVICE;
 
 pub(super) use instance::Failures;
 #[cfg(target_os = "linux")]
@@ -91,11 +92,12 @@ pub(super) fn stamp(identity: &Identity) -> Option<Stamp> {
 /// Starts the backend of a claimed device.
 fn start(
     path: PathBuf,
+    facts: &Facts,
     description: Description,
     instance: Instance,
     presence: Presence,
 ) -> Result<OpenedDevice, OpenError> {
-    let (device, write_through) = (encode(description.geometry), description.write_through);
+    let (device, write_through) = (encode(description.geometry, facts), description.write_through);
     let backend = LocalBackend::start(Medium::new(description)).map_err(|source| OpenError::System {
         context: format!("Starting the I/O of {} failed", path.display()),
         source,
@@ -103,8 +105,25 @@ fn start(
     Ok(OpenedDevice { backend: Arc::new(backend), device, instance, path, write_through, presence })
 }
 
-fn encode(geometry: Geometry) -> Bytes {
-    minicbor::to_vec(geometry).expect("encoding into memory cannot fail").into()
+/// What peers are told of a device.
+fn encode(geometry: Geometry, facts: &Facts) -> Bytes {
+    let Geometry { size, block_size } = geometry;
+    let told = |facts| {
+        let told = Told { size, block_size, facts };
+        minicbor::to_vec(told).expect("encoding into memory cannot fail")
+    };
+    let whole = told(Some(facts.clone()));
+    // A disk with a name of such a length is not known again elsewhere.
+    if whole.len() <= MAX_DEVICE { whole.into() } else { told(None).into() }
+}
+
+/// What a device is known by that a peer has described, if that is enough to tell it from others.
+pub(super) fn of_description(device: &Bytes) -> Option<Identity> {
+    /// At least one of them says which device it is; the others only say what it is like.
+    const NAMES: [&str; 8] = ["wwn", "serial", "uuid", "partition-uuid", "inode", "born", "file-inode", "file-born"];
+    let facts = minicbor::decode::<Told>(device).ok()?.facts?;
+    let is_named = NAMES.iter().any(|name| facts.contains_key(*name));
+    is_named.then(|| Identity { class: super::NAME.to_owned(), facts, last_path: PathBuf::new() })
 }
 
 #[allow(clippy::wildcard_enum_match_arm, reason = "the system's kinds are open-ended")]

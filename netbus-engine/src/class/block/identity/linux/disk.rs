@@ -34,8 +34,8 @@ pub(super) fn identify(snapshot: &Snapshot, disk: &Disk, read_only: bool) -> Res
     refuse_publisher(snapshot, disk, read_only)?;
     Ok(Identified {
         suggested_name: slug(&snapshot.model(disk), "disk"),
+        device: encode(geometry, &facts),
         identity: Identity { class: NAME.to_owned(), facts, last_path: disk.path.clone() },
-        device: encode(geometry),
         read_only,
         removable: disk.removable,
     })
@@ -48,7 +48,7 @@ pub(in super::super) fn locate_disk(identity: &Identity) -> Result<Bytes, OpenEr
     let geometry = geometry(&disk.path, disk.size, disk.block_size)?;
     refuse_users(&snapshot, disk, true)?;
     refuse_strangers(disk, true)?;
-    Ok(encode(geometry))
+    Ok(encode(geometry, &identity.facts))
 }
 
 /// How much was ever written to the device. The kernel counts from the boot or the plugging in, so that a disk that was
@@ -94,7 +94,7 @@ pub(in super::super) fn open_disk(identity: &Identity, read_only: bool) -> Resul
         is_there: Some(Box::new(move || failed.stays())),
         claims,
     };
-    start(disk.path.clone(), description, instance, Arc::new(move || seen.is_there()))
+    start(disk.path.clone(), &identity.facts, description, instance, Arc::new(move || seen.is_there()))
 }
 
 /// A device as it was when it was looked at; another one that comes into its place is not it.
