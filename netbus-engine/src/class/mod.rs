@@ -9,6 +9,8 @@ pub mod optical;
 mod slug;
 #[cfg(target_os = "linux")]
 pub mod usb;
+#[cfg(target_os = "linux")]
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -28,7 +28,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::channel::oneshot;
 use futures::future::BoxFuture;
 use netbus_proto::class::usb::{Kind, Status, Transfer, UsbRequest};
 use netbus_proto::ids::{Epoch, Tag};
@@ -38,6 +37,7 @@ pub(super) use self::device::{Device, put_back_drivers};
 use self::journal::{Journal, Verdict};
 use self::transfers::{Ended, FlightId, NotStarted};
 use crate::backend::{Backend, Ticket};
+use crate::class::waiting::{self, Awaited, Settling};
 
 /// How long cancelled transfers may take to come back before a reset goes on without them: it ends them.
 const CANCELLING_TIME: Duration = Duration::from_secs(5);
@@ -69,8 +69,7 @@ struct State {
     /// Whether the worker is at a step that blocks.
     busy: bool,
     flights: HashMap<FlightId, Flight>,
-    /// Those who wait until nobody waits for an answer.
-    settling: Vec<oneshot::Sender<()>>,
+    settling: Settling,
     /// Whether there are START requests that are not answered.
     starting: usize,
     over: bool,
@@ -122,7 +121,7 @@ impl LocalBackend {
             steps: VecDeque::new(),
             busy: false,
             flights: HashMap::new(),
-            settling: Vec::new(),
+            settling: Settling::default(),
             starting: 0,
             over: false,
         };
@@ -224,23 +223,12 @@ impl Backend for LocalBackend {
         }
     }
 
-    /// Answers the ticket only: what the device does goes on, and its outcome is for the same request under a later epoch.
     fn cancel(&self, epoch: Epoch, tag: Tag) {
-        let mut state = self.desk.lock();
-        let left = state.journal.leave(|ticket| (ticket.epoch, ticket.tag) == (epoch, tag));
-        state.settle();
-        drop(state);
-        if let Some(ticket) = left {
-            ticket.fail(ErrorKind::Cancelled, "The request is not waited for any more");
-        }
+        waiting::cancel(self.desk.lock(), epoch, tag);
     }
 
     fn quiesce(&self) -> BoxFuture<'_, Result<(), DeviceError>> {
-        Box::pin(async {
-            let (settled, wait) = oneshot::channel();
-            self.desk.lock().wait_for_rest(settled);
-            wait.await.map_err(|_| DeviceError::new(ErrorKind::Gone, "The device was let go"))
-        })
+        waiting::quiesce(self.desk.lock())
     }
 }
 
@@ -422,20 +410,19 @@ impl State {
         self.settle();
         answers
     }
+}
 
-    fn wait_for_rest(&mut self, settled: oneshot::Sender<()>) {
-        self.settling.push(settled);
-        self.settle();
+impl Awaited for State {
+    fn leave(&mut self, epoch: Epoch, tag: Tag) -> Option<Ticket> {
+        self.journal.leave(|ticket| (ticket.epoch, ticket.tag) == (epoch, tag))
     }
 
-    /// Tells those who wait for it that nobody waits for an answer.
-    fn settle(&mut self) {
-        if !self.journal.is_awaited() && self.starting == 0 {
-            for settled in self.settling.drain(..) {
-                // Whoever dropped the future does not want to know.
-                let _ = settled.send(());
-            }
-        }
+    fn is_awaited(&self) -> bool {
+        self.journal.is_awaited() || self.starting > 0
+    }
+
+    fn settling(&mut self) -> &mut Settling {
+        &mut self.settling
     }
 }
 

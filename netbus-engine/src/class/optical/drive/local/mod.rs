@@ -25,7 +25,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::channel::oneshot;
 use futures::future::BoxFuture;
 use netbus_proto::class::optical::command::{Command, CommandOutcome, Direction};
 use netbus_proto::class::optical::judge::Patience;
@@ -38,6 +37,7 @@ use self::journal::{Journal, Verdict};
 use self::sg::{Data, Ended, Reached};
 use crate::backend::{Backend, Ticket};
 use crate::class::optical::cdrom;
+use crate::class::waiting::{self, Awaited, Settling};
 
 const PREVENT_ALLOW: u8 = 0x1e;
 
@@ -74,8 +74,7 @@ struct Desk {
 
 struct State {
     journal: Journal<Ticket>,
-    /// Those who wait until nobody waits for an answer.
-    settling: Vec<oneshot::Sender<()>>,
+    settling: Settling,
     over: bool,
 }
 
@@ -96,7 +95,7 @@ impl DriveBackend {
     /// # Errors
     /// The system's, when it gives no thread.
     pub(in crate::class::optical) fn start(node: File, path: PathBuf) -> io::Result<Self> {
-        let state = State { journal: Journal::new(), settling: Vec::new(), over: false };
+        let state = State { journal: Journal::new(), settling: Settling::default(), over: false };
         let desk = Arc::new(Desk { state: Mutex::new(state), changed: Condvar::new() });
         lent().insert(path.clone());
         let mut drive = Drive { node, path, locked: false, empty: false };
@@ -139,27 +138,12 @@ impl Backend for DriveBackend {
         }
     }
 
-    /// Answers the ticket only: what the drive does goes on, and its outcome is for the same request under a later epoch.
     fn cancel(&self, epoch: Epoch, tag: Tag) {
-        let mut state = self.desk.lock();
-        let left = state.journal.leave(|ticket| (ticket.epoch, ticket.tag) == (epoch, tag));
-        state.settle();
-        drop(state);
-        if let Some(ticket) = left {
-            ticket.fail(ErrorKind::Cancelled, "The command is not waited for any more");
-        }
+        waiting::cancel(self.desk.lock(), epoch, tag);
     }
 
     fn quiesce(&self) -> BoxFuture<'_, Result<(), DeviceError>> {
-        Box::pin(async {
-            let (settled, wait) = oneshot::channel();
-            {
-                let mut state = self.desk.lock();
-                state.settling.push(settled);
-                state.settle();
-            }
-            wait.await.map_err(|_| DeviceError::new(ErrorKind::Gone, "The drive was let go"))
-        })
+        waiting::quiesce(self.desk.lock())
     }
 }
 
@@ -220,15 +204,17 @@ impl Desk {
     }
 }
 
-impl State {
-    /// Tells those who wait for it that nobody waits for an answer.
-    fn settle(&mut self) {
-        if !self.journal.is_awaited() {
-            for settled in self.settling.drain(..) {
-                // Whoever dropped the future does not want to know.
-                let _ = settled.send(());
-            }
-        }
+impl Awaited for State {
+    fn leave(&mut self, epoch: Epoch, tag: Tag) -> Option<Ticket> {
+        self.journal.leave(|ticket| (ticket.epoch, ticket.tag) == (epoch, tag))
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.journal.is_awaited()
+    }
+
+    fn settling(&mut self) -> &mut Settling {
+        &mut self.settling
     }
 }
 
