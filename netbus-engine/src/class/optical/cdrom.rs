@@ -22,8 +22,8 @@ const MIXED: i32 = 105;
 /// `CDROM_TIMED_MEDIA_CHANGE`, since Linux 5.16.
 const TIMED_MEDIA_CHANGE: Opcode = 0x5396;
 
-/// `SCSI_IOCTL_TEST_UNIT_READY`, which answers 0 if so.
-const TEST_UNIT_READY: Opcode = 2;
+/// `CDROM_MEDIA_CHANGED`, which answers 1 if it was since that was asked last.
+const MEDIA_CHANGED: Opcode = 0x5325;
 
 /// What the drive says of its medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,9 +77,10 @@ impl Changes {
     }
 }
 
-/// Whether the disc of an open drive is ready, as the kernel's driver finds: another disc is news for that then.
-pub(super) fn is_ready(drive: &File) -> bool {
-    ask::<TEST_UNIT_READY>(drive) == Ok(0)
+/// Lets the kernel's driver look whether another disc, or none, is in an open drive, and tells whether it has found so since
+/// it looked last. It remembers that until somebody opens the drive, and finds out about the disc then.
+pub(super) fn look_for_another(drive: &File) -> bool {
+    ask::<MEDIA_CHANGED>(drive) == Ok(1)
 }
 
 /// What the drive of a name can do, from the table that the kernel keeps of all drives.

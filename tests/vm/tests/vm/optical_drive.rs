@@ -34,6 +34,11 @@ fn a_drive_is_mounted_opened_and_asked_at_another_machine() -> anyhow::Result<()
         let read = |machine: &Machine, node: &str| {
             machine.run(&format!("mount -o ro {node} /mnt && {SUM} && umount /mnt")).map(|out| out[..64].to_owned())
         };
+        // Whoever reads a disc at attic keeps its drive from being taken.
+        attic.run(&format!("mount -o ro {drive} /mnt"))?;
+        let said = desk.netbus_fails(&["subscribe", "attic/dvd", "--as", "drive"])?;
+        ensure!(said.contains("/dev/sr0 is in use here: sr0 is mounted"), "{said}");
+        attic.run(&format!("{SUM} && umount /mnt"))?;
         let node = subscribe(desk)?;
         ensure!(read(desk, &node)? == sum(first)?, "Desk reads another film");
         // What the drive is, by its own words.
@@ -86,13 +91,16 @@ fn a_drive_is_mounted_opened_and_asked_at_another_machine() -> anyhow::Result<()
         desk.netbus(&["unsubscribe", "attic/dvd"])?;
         // It may have drives of its own.
         ensure!(desk.run(&format!("[ ! -e {node} ]")).is_ok(), "The drive is still there");
-        is_free(attic)
+        is_free(attic)?;
+        // Attic's own kernel has been told of that disc as well.
+        ensure!(read(attic, drive)? == sum(second)?, "Attic reads another film");
+        attic.run(&format!("cmp {drive} {}", second.display())).map(drop)
     })
 }
 
 #[test]
 fn a_drive_outlives_a_cable_that_is_pulled_and_a_host_that_is_killed() -> anyhow::Result<()> {
-    with_a_drive(&["--read-only"], |pair, drive, _, _| {
+    with_a_drive(&["--read-only"], |pair, drive, first, second| {
         let node = subscribe(&pair.desk)?;
         let whole = format!("dd if={node} bs=64k iflag=direct status=none | sha256sum");
         let expected = pair.desk.run(&whole)?;
@@ -106,8 +114,16 @@ fn a_drive_outlives_a_cable_that_is_pulled_and_a_host_that_is_killed() -> anyhow
         pair.attic.cable(true)?;
         ensure!(reading.succeeds()? == expected.repeat(3), "It is read otherwise");
         ensure!(pair.desk.run(TROUBLE)? == before, "{}", pair.desk.run("dmesg | tail -20")?);
-        // A killed host's drive is its kernel's own at once.
+        // A killed host's drive is its kernel's own at once, with the disc that is in it by then.
+        let whole_of = |image: &PathBuf| netbus_lan_tests::run("sha256sum", &[&image.to_string_lossy()]);
+        ensure!(expected[..64] == whole_of(first)?[..64], "Desk reads another disc");
+        pair.attic.insert_disc(DRIVE, second)?;
+        let expected = format!("{}  -\n", &whole_of(second)?[..64]);
+        wait_for("desk sees the other disc", || {
+            Ok((pair.desk.run(&whole).ok().as_ref() == Some(&expected)).then_some(()))
+        })?;
         pair.attic.kill_daemon()?;
+        ensure!(pair.attic.run(&format!("sha256sum <{drive}"))? == expected, "Attic reads another disc");
         pair.attic.run(&format!("mount -o ro {drive} /mnt && {SUM} && umount /mnt"))?;
         pair.attic.start_daemon()?;
         pair.desk.becomes("active")?;

@@ -5,6 +5,7 @@
 //! When the node is closed, be it because this process was killed, the kernel's own driver has the drive as before.
 //!
 //! - `journal`: what was asked, and what became of the last command.
+//! - `news`: what a drive tells of its disc.
 //! - `sg`: the kernel's interface for commands.
 //!
 //! ```text
@@ -13,6 +14,7 @@
 //! ```
 
 mod journal;
+mod news;
 #[allow(unsafe_code)]
 mod sg;
 
@@ -34,6 +36,7 @@ use netbus_proto::request::{DeviceError, ErrorKind};
 use rustix::io::Errno;
 
 use self::journal::{Journal, Verdict};
+use self::news::News;
 use self::sg::{Data, Ended, Reached};
 use crate::backend::{Backend, Ticket};
 use crate::class::optical::cdrom;
@@ -43,10 +46,7 @@ const PREVENT_ALLOW: u8 = 0x1e;
 
 /// Commands that a drive executes though it has to tell of another disc: INQUIRY, GET CONFIGURATION, GET EVENT STATUS
 /// NOTIFICATION, REQUEST SENSE; and those that move the tray.
-const WITHOUT_DISC: [u8; 7] = [0x03, 0x12, 0x1b, 0x1e, 0x46, 0x4a, 0xa6];
-
-/// The additional sense code of a drive without a disc.
-const NO_MEDIUM: u8 = 0x3a;
+const WITHOUT_DISC: [u8; 7] = [0x03, 0x12, 0x1b, PREVENT_ALLOW, 0x46, 0x4a, 0xa6];
 
 /// The drives that are lent as a whole: nobody else may look at what is in them, since each look can take an event away.
 static LENT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
@@ -84,8 +84,10 @@ struct Drive {
     path: PathBuf,
     /// The tray is locked by our subscriber.
     locked: bool,
-    /// There was no disc when it was asked last.
+    /// There was no disc when it was asked last, and the kernel's own driver knows.
     empty: bool,
+    /// That driver was told of another disc in the place of our subscriber, who is to be told.
+    owed: bool,
 }
 
 impl DriveBackend {
@@ -98,7 +100,9 @@ impl DriveBackend {
         let state = State { journal: Journal::new(), settling: Settling::default(), over: false };
         let desk = Arc::new(Desk { state: Mutex::new(state), changed: Condvar::new() });
         lent().insert(path.clone());
-        let mut drive = Drive { node, path, locked: false, empty: false };
+        // What was changed before is nobody's news.
+        cdrom::look_for_another(&node);
+        let mut drive = Drive { node, path, locked: false, empty: false, owed: false };
         let shared = Arc::clone(&desk);
         let worker = thread::Builder::new().name("netbus-drive".to_owned()).spawn(move || shared.work(&mut drive))?;
         Ok(Self { desk, worker: Some(worker) })
@@ -227,9 +231,8 @@ impl Drive {
             Err(refused) => return Ok(refusal(refused.sense(), command.length)),
         };
         let cdb = &command.cdb.bytes()[..judged.cdb_len];
-        if self.empty && !WITHOUT_DISC.contains(&cdb[0]) && cdrom::is_ready(&self.node) {
-            // The kernel's driver has found the new disc ready, and the subscriber's is told that it is another.
-            self.empty = false;
+        if self.owed && !WITHOUT_DISC.contains(&cdb[0]) {
+            self.owed = false;
             return Ok(refusal(Sense::MEDIUM_CHANGED, command.length));
         }
         let mut room = vec![0; if command.direction == Direction::In { command.length as usize } else { 0 }];
@@ -253,9 +256,16 @@ impl Drive {
         if is_done && cdb[0] == PREVENT_ALLOW {
             self.locked = cdb[4] & 0x01 != 0;
         }
-        // From now on the kernel's driver is asked first, until it finds the next disc ready: a drive tells of one only once.
-        // With QEMU's drive that driver takes it for the one before all the same, with its size (ADR 19).
-        self.empty |= Sense::parse(&outcome.sense).is_some_and(|sense| sense.code == NO_MEDIUM);
+        // A drive tells of another disc once, in two ways: by a sense, and by an event. Whoever took the one here has left the
+        // other to the kernel's own driver, which would keep the size of the disc before. And what it had to tell of may be
+        // more than what was taken.
+        let news = News::of(cdb, outcome);
+        if news.is_none() || (news, self.empty) == (Some(News::Empty), true) {
+            return;
+        }
+        self.empty = news == Some(News::Empty);
+        let is_another = cdrom::look_for_another(&self.node);
+        self.owed = is_another && Sense::parse(&outcome.sense) != Some(Sense::MEDIUM_CHANGED);
     }
 
     /// Unlocks a tray that a subscriber has left locked.
