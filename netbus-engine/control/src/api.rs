@@ -355,6 +355,9 @@ pub struct Subscribed {
     pub label: String,
     /// The class's name.
     pub class: String,
+    /// The class's words on the device, as its host has told of it last; empty before that.
+    #[serde(default)]
+    pub description: String,
     /// How it is presented.
     pub way: String,
     /// What carries its requests, for a way that has more than one.

@@ -10,7 +10,7 @@ use netbus_proto::wire::control::{Control, Offer, Reason};
 use super::host::Wanted;
 use super::joining::{self, JoinError, Joined};
 use super::peers::NewPeer;
-use super::subscriber::How;
+use super::subscriber::{self, How};
 use super::{Engine, Input, Reply};
 use crate::class::{OpenError, PresentError, ServedBy};
 use crate::config::DEFAULT_PORT;
@@ -116,14 +116,12 @@ impl Engine {
 
     fn channel_info(&self, peer: Fingerprint, offer: &Offer) -> api::ChannelInfo {
         let class = self.core.registry.by_code(ClassCode(offer.class));
-        let device = bytes::Bytes::from(offer.device.clone());
-        let description = class.filter(|_| !device.is_empty()).map(|class| class.describe(&device));
         api::ChannelInfo {
             peer: self.core.peer_name(peer),
             channel: offer.name.clone(),
             label: offer.label.clone(),
             class: class.map_or_else(|| format!("class {}", offer.class), |class| class.name().to_owned()),
-            description: description.unwrap_or_default(),
+            description: subscriber::described(&self.core, offer).unwrap_or_default(),
             read_only: offer.read_only,
             writer: offer.writer.clone(),
             present: offer.present,

@@ -20,7 +20,9 @@ async fn a_device_that_is_pulled_out_is_gone_here_and_is_another_one_when_it_is_
     attic.slate.unplug();
     gone(&desk).await;
     ask(&queue, read(0, 1)).await.unwrap_err();
-    assert_eq!(desk.status().await.subscribed[0].node, None);
+    let status = desk.status().await;
+    let used = &status.subscribed[0];
+    assert_eq!((used.node.as_deref(), used.description.as_str()), (None, "A slate"));
     attic.slate.plug_in();
     let anew = back(&desk).await;
     // What was in its cache is gone with it, and nobody writes it again.

@@ -78,6 +78,7 @@ fn music() -> Subscribed {
         channel: "attic/music".to_owned(),
         label: "Music".to_owned(),
         class: "block".to_owned(),
+        description: "4.0 GiB, 512-byte blocks".to_owned(),
         way: "file".to_owned(),
         path: None,
         node: Some("/run/netbus/music.img".to_owned()),

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netbus_proto::attachment::BindError;
-use netbus_proto::ids::{Epoch, Fingerprint, PublicationId, Tag};
+use netbus_proto::ids::{ClassCode, Epoch, Fingerprint, PublicationId, Tag};
 use netbus_proto::request::{DeviceError, ErrorKind};
 use netbus_proto::session::End;
 use netbus_proto::wire::control::{Offer, Reason};
@@ -118,7 +118,7 @@ impl Subscriber {
         reply: Reply,
     ) {
         let key = (host, offer.publication);
-        let Some(class) = core.registry.by_code(netbus_proto::ids::ClassCode(offer.class)) else {
+        let Some(class) = core.registry.by_code(ClassCode(offer.class)) else {
             let text = format!("This version of Netbus cannot use \"{}\": its kind is unknown here", offer.label);
             return reply.fail(ApiErrorKind::Unavailable, text);
         };
@@ -167,7 +167,9 @@ impl Subscriber {
         };
         // A new node of the kernel has nothing to go on with.
         let lease = self.subscriptions.get(&key).and_then(|ended| ended.lease).filter(|_| kernel.is_none());
-        let subscription = Subscription { subscribing: Some(reply), lease, looked: true, ..Subscription::new(stored) };
+        let description = described(core, offer).unwrap_or_default();
+        let new = Subscription::new(stored);
+        let subscription = Subscription { subscribing: Some(reply), lease, looked: true, description, ..new };
         self.subscriptions.insert(key, subscription);
         if kernel.is_some() {
             self.want_link(key);
@@ -182,6 +184,9 @@ impl Subscriber {
         let Some(subscription) = self.subscriptions.get_mut(&key) else {
             return;
         };
+        if let Some(description) = described(core, offer) {
+            subscription.description = description;
+        }
         match subscription.state {
             State::Active { session: active, .. } if !offer.present && active == session.id => {
                 self.unplugged(core, key);
@@ -499,6 +504,12 @@ impl Subscriber {
         let channel = core.channel_path(key.0, &subscription.stored.channel);
         core.tell(Event::StateChanged { channel, state: subscription.public_state(), error: subscription.error() });
     }
+}
+
+/// The class's words on the device of an offer; `None` while the device is not at its host.
+pub(super) fn described(core: &Core, offer: &Offer) -> Option<String> {
+    let class = core.registry.by_code(ClassCode(offer.class)).filter(|_| !offer.device.is_empty())?;
+    Some(class.describe(&Bytes::from(offer.device.clone())))
 }
 
 /// Why a channel of this class cannot be used as asked.

@@ -32,6 +32,8 @@ use crate::session::SessionId;
 /// One subscription.
 pub(in crate::engine) struct Subscription {
     pub(in crate::engine) stored: StoredSubscription,
+    /// The class's words on the device, as its host has told of it last.
+    pub(super) description: String,
     pub(in crate::engine) state: State,
     /// The lease that goes on after a lost link.
     pub(super) lease: Option<Lease>,
@@ -130,6 +132,7 @@ impl Subscription {
         let lease = stored.kernel.and_then(|node| node.lease).map(Lease::from);
         Self {
             stored,
+            description: String::new(),
             state: waiting("Looking for its host".to_owned()),
             lease,
             opened_anew: None,
@@ -168,6 +171,7 @@ impl Subscription {
             channel: core.channel_path(self.stored.host, &self.stored.channel),
             label: self.stored.label.clone(),
             class: self.stored.class.clone(),
+            description: self.description.clone(),
             way: self.stored.way.clone(),
             path: self.path(core),
             node: self.node.clone(),
