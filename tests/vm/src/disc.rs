@@ -1,5 +1,6 @@
 //! Optical drives, one on each bus that they come with, and discs for them.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -112,5 +113,33 @@ pub fn make_disc(folder: &Path, label: &str, content: &Path) -> anyhow::Result<P
     let image = folder.join(format!("{label}.iso"));
     let (to, from) = (image.to_string_lossy(), content.to_string_lossy());
     netbus_lan_tests::run("genisoimage", &["-quiet", "-udf", "-J", "-r", "-V", label, "-o", &to, &from])?;
+    Ok(image)
+}
+
+/// Makes a video DVD with a film of so many seconds, with sound.
+///
+/// # Errors
+/// When `ffmpeg`, `dvdauthor` or `genisoimage` is missing or fails.
+pub fn make_film(folder: &Path, label: &str, seconds: u32) -> anyhow::Result<PathBuf> {
+    let film = folder.join(format!("{label}.mpg"));
+    let (picture, sound) =
+        (format!("testsrc=size=352x288:rate=25:duration={seconds}"), format!("sine=duration={seconds}"));
+    let words = ["-loglevel", "error", "-y", "-f", "lavfi", "-i", &picture, "-f", "lavfi", "-i", &sound];
+    let to = film.to_string_lossy();
+    netbus_lan_tests::run("ffmpeg", &[&words[..], &["-target", "pal-dvd", "-s", "352x288", &to]].concat())?;
+    let (plan, content) = (folder.join(format!("{label}.xml")), folder.join(format!("{label}.dvd")));
+    fs::write(
+        &plan,
+        format!(
+            "<dvdauthor dest=\"{}\" format=\"pal\"><vmgm/><titleset><titles><pgc><vob file=\"{}\"/><post>exit;</post></pgc>\
+             </titles></titleset></dvdauthor>",
+            content.display(),
+            film.display()
+        ),
+    )?;
+    netbus_lan_tests::run("dvdauthor", &["-x", &plan.to_string_lossy()])?;
+    let image = folder.join(format!("{label}.iso"));
+    let (to, from) = (image.to_string_lossy(), content.to_string_lossy());
+    netbus_lan_tests::run("genisoimage", &["-quiet", "-dvd-video", "-udf", "-V", label, "-o", &to, &from])?;
     Ok(image)
 }

@@ -38,7 +38,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 51] = [
+pub(crate) const PACKAGES: [Package; 55] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -71,6 +71,10 @@ pub(crate) const PACKAGES: [Package; 51] = [
     ),
     package("udiskie", Group::Vm, "an automounter on both of them"),
     package("genisoimage", Group::Vm, "discs for their optical drives"),
+    package("ffmpeg", Group::Vm, "films on those discs"),
+    package("dvdauthor", Group::Vm, "the video DVDs that such a film is on"),
+    package("lsdvd", Group::Vm, "what is on a video DVD"),
+    package("mpv", Group::Vm, "playing it"),
     package("sg3-utils", Group::Vm, "commands to those drives that no program would give"),
     package("eject", Group::Vm, "their trays"),
     package("nbd-client", Group::Vm, "their kernel's own NBD client"),

@@ -7,6 +7,7 @@ mod automounter;
 mod disc;
 mod disk;
 mod doctor;
+mod film;
 mod helper;
 mod helper_swap;
 mod hotplug;
