@@ -7,6 +7,7 @@
 //! - [`cross`]: Windows and macOS from Linux.
 //! - [`bench`]: what it does per second, beside others.
 //! - [`package`]: what people install.
+//! - [`ui`]: the window's page and program.
 //! - [`run`]: the main job on this one machine, then a daemon for the user.
 //! - [`project`], [`command`], [`steps`]: where things are, how programs are called, how progress is told.
 
@@ -20,6 +21,7 @@ mod run;
 mod setup;
 mod steps;
 mod test;
+mod ui;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -57,13 +59,13 @@ enum Verb {
     /// Install what is missing, build, show the main job on this machine and leave a daemon running.
     Run,
     /// Run everything: set-up, check, tests, several machines in network namespaces, virtual machines, the
-    /// demonstration, other systems.
+    /// window, the demonstration, other systems.
     Test {
         /// Leave out the checks for other systems, which take minutes.
         #[arg(long)]
         fast: bool,
-        /// Run only the tests whose name contains one of these words, and nothing else. The word `lan` or `vm` alone
-        /// stands for all tests of that kind.
+        /// Run only the tests whose name contains one of these words, and nothing else. The word `lan`, `vm` or `ui`
+        /// alone stands for all tests of that kind.
         filters: Vec<String>,
     },
     /// Format, lints, direction of dependencies, licences.

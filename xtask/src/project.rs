@@ -15,6 +15,9 @@ pub(crate) const LAN_TESTS: &str = "netbus-lan-tests";
 /// The crate whose tests boot virtual machines.
 pub(crate) const VM_TESTS: &str = "netbus-vm-tests";
 
+/// The crate whose tests use the window.
+pub(crate) const APP_TESTS: &str = "netbus-app-tests";
+
 /// The workspace's folder.
 pub(crate) fn root_dir() -> &'static Path {
     let manifest_dir = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -62,6 +62,12 @@ impl Tally {
         }
     }
 
+    /// Adds tests that another runner has counted.
+    pub(crate) fn count(&mut self, passed: u64, failed: u64) {
+        self.passed += passed;
+        self.failed += failed;
+    }
+
     /// Adds what another run counted.
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::setup::Done;
 use crate::setup::kernel;
 use crate::steps::{Outcome, Steps, Tally};
-use crate::{check, command, cross, package, project, run, setup};
+use crate::{check, command, cross, package, project, run, setup, ui};
 
 /// Runs all steps; `fast` leaves out other systems. With filters, runs only the tests whose names contain one of them,
 /// or the one step that is named.
@@ -25,14 +25,16 @@ pub(crate) fn test(fast: bool, filters: &[String]) -> Result<()> {
         [] => {}
         [one] if one == "lan" => return alone("lan", || lan(&[])),
         [one] if one == "vm" => return alone("vm", || vm(&[])),
+        [one] if one == "ui" => return alone("ui", window),
         filters => return filtered(filters),
     }
-    let mut steps = Steps::new(if fast { 6 } else { 7 });
+    let mut steps = Steps::new(if fast { 7 } else { 8 });
     steps.step("set-up", packages);
     steps.step("check", || check::check().map(|()| Outcome::Passed));
     steps.step("tests", || crates(&[]));
     steps.step("lan", || lan(&[]));
     steps.step("vm", || vm(&[]));
+    steps.step("ui", window);
     steps.step("demonstration", run::demonstration);
     if !fast {
         steps.step("cross", || cross::step(cross::Targets::ALL));
@@ -76,7 +78,7 @@ fn packages() -> Result<Outcome> {
 fn crates(filters: &[String]) -> Result<Outcome> {
     let mut cargo = project::cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast"]);
-    for member in [project::LAN_TESTS, project::VM_TESTS] {
+    for member in [project::LAN_TESTS, project::VM_TESTS, project::APP_TESTS] {
         if project::has_member(member)? {
             cargo.args(["--exclude", member]);
         }
@@ -89,24 +91,58 @@ fn lan(filters: &[String]) -> Result<Outcome> {
     if !project::has_member(project::LAN_TESTS)? {
         bail!("The workspace has no member {}", project::LAN_TESTS);
     }
-    if !cfg!(target_os = "linux") {
-        return Ok(Outcome::Skipped("network namespaces exist only on Linux".to_owned()));
-    }
-    let mut probe = match command::as_root("unshare") {
-        Ok(probe) => probe,
-        Err(error) => return Ok(Outcome::Skipped(error.to_string())),
-    };
-    if !command::succeeds(probe.args(["--net", "--mount", "true"])) {
-        return Ok(Outcome::Skipped("this machine does not let root make a network namespace".to_owned()));
+    if let Some(reason) = lacks_namespaces() {
+        return Ok(Outcome::Skipped(reason));
     }
     // These tests start the real program, which is another crate's.
     command::run(project::cargo().args(["build", "--package", "netbus-engine"]))?;
-    if command::is_root() {
-        return counted(
-            project::cargo().args(["test", "--package", project::LAN_TESTS, "--no-fail-fast", "--"]).args(filters),
-        );
+    let mut tally = Tally::default();
+    as_root(project::LAN_TESTS, "tests/lan", filters, &mut tally)?;
+    Ok(Outcome::Tested(tally))
+}
+
+/// Why there are no network namespaces to be had, if so.
+fn lacks_namespaces() -> Option<String> {
+    if !cfg!(target_os = "linux") {
+        return Some("network namespaces exist only on Linux".to_owned());
     }
-    lan_with_sudo(filters)
+    let mut probe = match command::as_root("unshare") {
+        Ok(probe) => probe,
+        Err(error) => return Some(error.to_string()),
+    };
+    let can = command::succeeds(probe.args(["--net", "--mount", "true"]));
+    (!can).then(|| "this machine does not let root make a network namespace".to_owned())
+}
+
+/// The window: its page's tests, its program's, and the program in front of daemons in network namespaces.
+fn window() -> Result<Outcome> {
+    if let Some(reason) = lacks_namespaces() {
+        return Ok(Outcome::Skipped(reason));
+    }
+    for program in ["pkg-config", "WebKitWebDriver", "Xvfb"] {
+        if command::find(program).is_none() {
+            return Ok(Outcome::Skipped(format!("{program} is missing")));
+        }
+    }
+    let node = ui::Node::provide()?;
+    ui::install_packages(&node)?;
+    let mut tally = Tally::default();
+    ui::build_page(&node)?;
+    command::run(ui::cargo().args(["build", "--locked"]))?;
+    // Writes the page's types from the program's, so that the page is checked against what the daemon says now.
+    run_counted(ui::cargo().args(["test", "--locked"]).env("NETBUS_WRITE_TYPES", "1"), &mut tally)?;
+    command::run(node.npm()?.args(["run", "--silent", "check"]))?;
+    let succeeded = command::run_watched(node.npm()?.args(["run", "--silent", "test"]), |line| {
+        if let Some((passed, failed)) = ui::page_tests(line) {
+            tally.count(passed, failed);
+        }
+    })?;
+    if !succeeded {
+        tally.set_broken();
+    }
+    command::run(project::cargo().args(["build", "--package", "netbus-engine"]))?;
+    as_root(project::APP_TESTS, "tests/app", &[], &mut tally)?;
+    Ok(Outcome::Tested(tally))
 }
 
 /// The tests on virtual machines. They need no root.
@@ -129,20 +165,23 @@ fn vm(filters: &[String]) -> Result<Outcome> {
     counted(project::cargo().args(["test", "--package", project::VM_TESTS, "--no-fail-fast", "--"]).args(filters))
 }
 
-/// Builds the LAN tests as the user and runs only the test programs as root, so that nothing in the target folder
-/// comes to belong to root.
-fn lan_with_sudo(filters: &[String]) -> Result<Outcome> {
+/// Runs the tests of a crate with root's rights. Builds them as the user and runs only the test programs as root, so that
+/// nothing in the target folder comes to belong to root.
+fn as_root(package: &str, package_dir: &str, filters: &[String], tally: &mut Tally) -> Result<()> {
+    if command::is_root() {
+        let mut cargo = project::cargo();
+        return run_counted(cargo.args(["test", "--package", package, "--no-fail-fast", "--"]).args(filters), tally);
+    }
     let mut build = project::cargo();
-    build.args(["test", "--package", project::LAN_TESTS, "--no-run", "--message-format=json-render-diagnostics"]);
+    build.args(["test", "--package", package, "--no-run", "--message-format=json-render-diagnostics"]);
     build.stderr(std::process::Stdio::inherit());
     let messages = command::output(&mut build)?;
-    let mut tally = Tally::default();
     for program in test_programs(&messages) {
         let mut sudo = command::as_root("env")?;
         sudo.arg(format!("PATH={}", env::var("PATH").unwrap_or_default()));
-        run_counted(sudo.arg(program).args(filters).current_dir(project::root_dir().join("tests/lan")), &mut tally)?;
+        run_counted(sudo.arg(program).args(filters).current_dir(project::root_dir().join(package_dir)), tally)?;
     }
-    Ok(Outcome::Tested(tally))
+    Ok(())
 }
 
 /// The test programs among cargo's JSON messages.

@@ -18,6 +18,7 @@ pub use event::Event;
 
 /// What a client asks for; one call a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[serde(tag = "verb", rename_all = "snake_case")]
 pub enum Call {
     /// What this daemon is and does. Answer: [`Answer::Status`].
@@ -120,6 +121,7 @@ pub enum Call {
 
 /// A code that pairs two machines. Its `Debug` form hides it, so that no log shows it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[serde(transparent)]
 pub struct PairingCode(String);
 
@@ -145,6 +147,7 @@ impl fmt::Debug for PairingCode {
 
 /// One frame from the daemon: any number of progress lines or events, then one answer or error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// How far a long call has come.
@@ -159,6 +162,7 @@ pub enum Reply {
 
 /// How far a long call has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct Step {
     /// What is being done, for people: `Connecting to attic`.
     pub text: String,
@@ -172,6 +176,7 @@ pub struct Step {
 
 /// The end of a call that went well; which one belongs to which call is said at [`Call`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
     /// Nothing more to say.
@@ -269,6 +274,7 @@ pub enum Answer {
 
 /// What a daemon is and does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct Status {
     /// The name that peers see.
     pub name: String,
@@ -292,6 +298,7 @@ pub struct Status {
 
 /// A device that this machine publishes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct Published {
     /// The channel's name: `[A-Za-z0-9_-]{1,64}`, unique at this machine.
     pub channel: String,
@@ -319,6 +326,7 @@ pub struct Published {
 
 /// How a publication is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[serde(rename_all = "snake_case")]
 pub enum PublishedState {
     /// It can be used.
@@ -335,12 +343,14 @@ pub enum PublishedState {
 
 /// Who holds a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct Holder {
     /// The peer's name.
     pub peer: String,
     /// Whether it may write.
     pub write: bool,
     /// Since when.
+    #[cfg_attr(feature = "typescript", ts(type = "string"))]
     pub since: Timestamp,
     /// Whether it can be reached now.
     pub connected: bool,
@@ -348,6 +358,7 @@ pub struct Holder {
 
 /// A channel that this machine uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct Subscribed {
     /// The channel as `HOST/CHANNEL`.
     pub channel: String,
@@ -376,6 +387,7 @@ pub struct Subscribed {
     #[serde(default)]
     pub give_up_after_seconds: Option<u64>,
     /// Since when it is in this state.
+    #[cfg_attr(feature = "typescript", ts(type = "string"))]
     pub since: Timestamp,
     /// Why it waits or failed, in whole sentences.
     pub error: Option<String>,
@@ -383,6 +395,7 @@ pub struct Subscribed {
 
 /// What carries the requests of a disk that is presented as `disk`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[serde(rename_all = "snake_case")]
 pub enum NodePath {
     /// The kernel by itself.
@@ -393,6 +406,7 @@ pub enum NodePath {
 
 /// How a subscription is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[serde(rename_all = "snake_case")]
 pub enum SubscribedState {
     /// It asks for its lease for the first time since the daemon started.
@@ -407,6 +421,7 @@ pub enum SubscribedState {
 
 /// A peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct PeerInfo {
     /// Its name.
     pub name: String,
@@ -426,6 +441,7 @@ pub struct PeerInfo {
 
 /// A channel that a peer offers to this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct ChannelInfo {
     /// The host's name.
     pub peer: String,
@@ -449,6 +465,7 @@ pub struct ChannelInfo {
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[error("{message}")]
 pub struct ApiError {
     /// What programs go by.
@@ -477,6 +494,7 @@ impl ApiError {
 
 /// The stable kind of an [`ApiError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// No such peer, device or channel.

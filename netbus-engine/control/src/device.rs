@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// A device of this machine, as `netbus devices` lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct LocalDevice {
     /// The class's name.
     pub class: String,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where the time of requests has gone, at this machine's end of each open channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct Report {
     /// What peers use of this machine, since they opened it over the present link.
     pub published: Vec<ChannelReport>,
@@ -14,6 +15,7 @@ pub struct Report {
 
 /// How long the requests of one channel took, part by part of their way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct ChannelReport {
     /// The channel: `HOST/CHANNEL` where this machine uses it, its name where a peer does.
     pub channel: String,
@@ -26,6 +28,7 @@ pub struct ChannelReport {
 
 /// How long requests of one kind took in one part of their way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct ComponentReport {
     /// What the requests do.
     pub operation: Operation,
@@ -43,6 +46,7 @@ pub struct ComponentReport {
 
 /// A part of a request's way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[serde(rename_all = "snake_case")]
 pub enum Component {
     /// From the receipt of a request by the frontend until the attachment got it.
@@ -66,6 +70,7 @@ pub enum Component {
 
 /// What a request does, which decides among what others it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
     /// It leaves the content as it is.

@@ -8,7 +8,7 @@ mod sources;
 use anyhow::{Result, bail};
 
 use crate::setup::{self, Group};
-use crate::{command, project};
+use crate::{command, project, ui};
 
 /// Runs every check, all of them even if one fails, and fails if one failed.
 ///
@@ -39,7 +39,8 @@ pub(crate) fn check() -> Result<()> {
 }
 
 fn format() -> Result<()> {
-    command::run(project::cargo().args(["fmt", "--all", "--check"]))
+    command::run(project::cargo().args(["fmt", "--all", "--check"]))?;
+    command::run(ui::cargo().args(["fmt", "--check"]))
 }
 
 fn lints() -> Result<()> {

@@ -172,6 +172,15 @@ pub(super) fn leave_running(program: &Path, log_path: &Path) -> Result<Option<u3
     Ok(Some(daemon.id()))
 }
 
+/// Starts a program that outlives this one.
+pub(super) fn open_beside(program: &Path) -> Result<()> {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    detach(&mut command);
+    command.spawn().with_context(|| format!("Cannot start {}", program.display()))?;
+    Ok(())
+}
+
 /// Keeps the terminal's interrupt key from reaching the daemon.
 #[cfg(unix)]
 fn detach(command: &mut Command) {

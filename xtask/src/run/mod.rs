@@ -1,4 +1,5 @@
-//! `cargo xtask run`: the main job for real on this one machine, then a daemon for the user.
+//! `cargo xtask run`: the main job for real on this one machine, then a daemon for the user, and
+//! the window where there is a display.
 //!
 //! Two engines with nothing in common but the network, *attic* and *desk*, find each other, pair, and desk uses a disk
 //! image of attic's as its own. Each step is told before it is done and its effect is checked. Everything of the
@@ -19,7 +20,7 @@ use self::image::Image;
 use self::node::Kind;
 use crate::setup::{self, Group};
 use crate::steps::Outcome;
-use crate::{command, project};
+use crate::{command, project, ui};
 
 /// How long the engines may take to see each other before they are told where they are.
 const DISCOVERY_WAIT: Duration = Duration::from_secs(10);
@@ -40,7 +41,29 @@ pub(crate) fn run() -> Result<()> {
         Outcome::Skipped(reason) => println!("\nThere is no demonstration on this machine: {reason}."),
         Outcome::Passed | Outcome::Tested(_) => println!("\nEverything was compared and is right."),
     }
-    leave_a_daemon(&program()?)
+    leave_a_daemon(&program()?)?;
+    if let Err(error) = open_the_window() {
+        println!("\nThe window does not open: {error:#}. All of it can be done with the commands above.");
+    }
+    Ok(())
+}
+
+/// Builds the window and opens it, where there is a display to open it on.
+fn open_the_window() -> Result<()> {
+    let has_display =
+        ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| env::var_os(name).is_some_and(|at| !at.is_empty()));
+    if cfg!(target_os = "linux") && !has_display {
+        return Ok(());
+    }
+    say("The window");
+    setup::setup(&[Group::Ui])?;
+    let node = ui::Node::provide()?;
+    ui::install_packages(&node)?;
+    ui::build_page(&node)?;
+    command::run(ui::cargo().args(["build", "--locked"]))?;
+    engine::open_beside(&ui::program())?;
+    println!("It is open, and goes on when this program ends.");
+    Ok(())
 }
 
 /// Builds the program and does the main job with two engines and an image.

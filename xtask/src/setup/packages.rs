@@ -13,6 +13,8 @@ pub(crate) enum Group {
     Vm,
     /// Making the package.
     Package,
+    /// Building and testing the window.
+    Ui,
     /// The checks for other systems.
     Cross,
     /// The servers that Netbus is measured against.
@@ -34,11 +36,11 @@ pub(crate) struct Package {
 
 impl Group {
     /// What is needed to use the project and to test it on this system.
-    pub(crate) const ALL: [Self; 5] = [Self::Build, Self::Run, Self::Test, Self::Vm, Self::Package];
+    pub(crate) const ALL: [Self; 6] = [Self::Build, Self::Run, Self::Test, Self::Vm, Self::Package, Self::Ui];
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 55] = [
+pub(crate) const PACKAGES: [Package; 61] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -84,6 +86,12 @@ pub(crate) const PACKAGES: [Package; 55] = [
     package("dpkg", Group::Package, "making the package, and installing it on that machine"),
     package("dpkg-dev", Group::Package, "what it depends on (dpkg-shlibdeps)"),
     package("binutils", Group::Package, "programs without what only debuggers read (strip)"),
+    package("pkg-config", Group::Ui, "finding the web view's libraries"),
+    package("libwebkit2gtk-4.1-dev", Group::Ui, "the web view of the window"),
+    package("python3", Group::Ui, "Node.js of a fitting version, which comes as a Python package as well"),
+    package("xvfb", Group::Ui, "a display for the window in tests"),
+    package("webkit2gtk-driver", Group::Ui, "using the window as a person does (WebKitWebDriver)"),
+    package("fonts-dejavu-core", Group::Ui, "letters in it"),
     package("rustc-web", Group::Cross, "a compiler whose standard library can be built for other systems"),
     package("cargo-web", Group::Cross, "the cargo that belongs to it"),
     package("rust-web-src", Group::Cross, "the source of its standard library"),

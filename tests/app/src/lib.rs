@@ -1,0 +1,15 @@
+//! What drives the app as a person does: a display, windows on it, and what is in them.
+//!
+//! The window is the program that is built beside its own workspace, `src-tauri/target/debug/netbus-app`; `cargo xtask
+//! test ui` builds it. It is found by its controls' accessible names, as a screen reader would.
+//!
+//! - [`display`]: an X server without a screen.
+//! - [`driver`]: the web driver's words, as far as they are needed here.
+//! - [`window`]: the app, and what a person sees and does in it.
+
+pub mod display;
+pub mod driver;
+pub mod window;
+
+pub use display::Display;
+pub use window::Window;

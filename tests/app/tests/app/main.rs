@@ -1,0 +1,6 @@
+//! The window, used as people use it, in front of real daemons.
+
+#![allow(clippy::unwrap_used, clippy::panic_in_result_fn)]
+
+mod service;
+mod story;
