@@ -65,6 +65,7 @@ export const used: Subscribed = {
   channel: "attic/backup",
   label: "backup",
   class: "block",
+  description: "16 MB image",
   way: "file",
   node: "/run/netbus/attic/backup.img",
   state: "active",

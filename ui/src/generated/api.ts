@@ -342,6 +342,10 @@ label: string,
  */
 class: string, 
 /**
+ * The class's words on the device, as its host has told of it last; empty before that.
+ */
+description: string, 
+/**
  * How it is presented.
  */
 way: string, 
