@@ -4,6 +4,7 @@
 //! - [`engine`]: keeps the view, from one look at the daemon and its news, and outlives the daemon.
 //! - [`service`]: starts the daemon where it does not run.
 //! - [`commands`]: what the page may ask for.
+//! - `tray`: the icon, and [`summary`] and [`words`] for what it says.
 //! - [`desktop`]: what differs from system to system.
 #![cfg_attr(not(debug_assertions), windows_subsystem = "windows")]
 
@@ -11,13 +12,18 @@ mod commands;
 mod desktop;
 mod engine;
 mod service;
+mod summary;
+#[cfg(target_os = "linux")]
+mod tray;
 #[cfg(test)]
 mod types;
 mod view;
+mod words;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use netbus_control::api::ApiError;
 use netbus_control::environment::Environment;
 use tauri::{Emitter, Manager};
 
@@ -25,6 +31,12 @@ use crate::engine::Engine;
 
 /// What the page is told when the view is another one.
 const VIEW_CHANGED: &str = "view";
+
+/// What the page is told when something failed that was asked for elsewhere.
+const FAILED: &str = "failed";
+
+/// The window's label, as the configuration has it.
+const MAIN: &str = "main";
 
 fn main() -> ExitCode {
     desktop::prepare();
@@ -49,11 +61,44 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         ])
         .setup(move |app| {
             tauri::async_runtime::spawn(Arc::clone(&engine).follow());
+            #[cfg(target_os = "linux")]
+            keep_in_tray(app, &engine);
             tauri::async_runtime::spawn(show(engine, app.handle().clone()));
             Ok(())
         })
         .run(tauri::generate_context!())?;
     Ok(())
+}
+
+/// Shows the icon in the tray. As long as it is seen, a window that is closed is only hidden.
+#[cfg(target_os = "linux")]
+fn keep_in_tray(app: &tauri::App, engine: &Arc<Engine>) {
+    let seen = tray::Seen::default();
+    tauri::async_runtime::spawn(tray::show(Arc::clone(engine), app.handle().clone(), seen.clone()));
+    let Some(window) = app.get_webview_window(MAIN) else { return };
+    let hidden = window.clone();
+    window.on_window_event(move |event| {
+        if let tauri::WindowEvent::CloseRequested { api, .. } = event
+            && seen.get()
+        {
+            api.prevent_close();
+            let _ = hidden.hide();
+        }
+    });
+}
+
+/// Shows the window, wherever it is.
+fn bring_up(app: &tauri::AppHandle) {
+    let Some(window) = app.get_webview_window(MAIN) else { return };
+    let _ = window.show();
+    let _ = window.unminimize();
+    let _ = window.set_focus();
+}
+
+/// Tells in the window what failed elsewhere.
+fn tell_failure(app: &tauri::AppHandle, error: &ApiError) {
+    let _ = app.emit(FAILED, error);
+    bring_up(app);
 }
 
 /// Tells the page each new view.
@@ -62,7 +107,7 @@ async fn show(engine: Arc<Engine>, app: tauri::AppHandle) {
     while views.changed().await.is_ok() {
         let view = views.borrow_and_update().clone();
         // A window that is closed has nobody to tell.
-        if app.get_webview_window("main").is_some() {
+        if app.get_webview_window(MAIN).is_some() {
             let _ = app.emit(VIEW_CHANGED, view);
         }
     }

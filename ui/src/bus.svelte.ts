@@ -19,6 +19,7 @@ export async function connect(): Promise<void> {
   await listen<View>("view", (event) => {
     bus.view = event.payload;
   });
+  await listen<ApiError>("failed", (event) => fail(event.payload));
   bus.view = await invoke<View>("view");
 }
 

@@ -35,7 +35,7 @@ impl Display {
         ensure!(!number.trim().is_empty(), "Xvfb ended before it had a display");
         let bus = Command::new("dbus-daemon")
             .args(["--session", "--nofork", "--nopidfile"])
-            .arg(format!("--address=unix:path={}", folder.path().join("bus").display()))
+            .arg(format!("--address={}", address_in(&folder)))
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -43,6 +43,12 @@ impl Display {
         let display = Self { server, bus, name: format!(":{}", number.trim()), folder };
         wait_for("the bus of the display is there", || Ok(display.folder.path().join("bus").exists().then_some(())))?;
         Ok(display)
+    }
+
+    /// Where its message bus is.
+    #[must_use]
+    pub fn bus_address(&self) -> String {
+        address_in(&self.folder)
     }
 
     /// Makes a program one of this desktop, in English, with no home but its own.
@@ -53,7 +59,7 @@ impl Display {
         let home = tempfile::Builder::new().prefix("home-").tempdir_in(self.folder.path())?.keep();
         program
             .env("DISPLAY", &self.name)
-            .env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", self.folder.path().join("bus").display()))
+            .env("DBUS_SESSION_BUS_ADDRESS", self.bus_address())
             .env("HOME", &home)
             .env("XDG_RUNTIME_DIR", &home)
             .env("LANG", "C.UTF-8")
@@ -63,6 +69,10 @@ impl Display {
             .env_remove("WAYLAND_DISPLAY");
         Ok(())
     }
+}
+
+fn address_in(folder: &TempDir) -> String {
+    format!("unix:path={}", folder.path().join("bus").display())
 }
 
 impl Drop for Display {

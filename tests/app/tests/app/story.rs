@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use netbus_app_tests::{Display, Window};
+use netbus_app_tests::{Display, Panel, Window};
 use netbus_lan_tests::disk::{Files, Mount, checksums, compare, make_image};
 use netbus_lan_tests::{Account, Host, Lan, can_run};
 
@@ -19,18 +19,24 @@ fn a_disk_image_is_shared_used_missed_and_given_back_with_the_mouse_alone() -> a
     make_image(&image, 16, &files.folder)?;
     attic.start()?;
     desk.start()?;
-    let display = Display::start()?;
-    let (there, here) = (window(&display, &attic)?, window(&display, &desk)?);
+    let (far, near) = (Display::start()?, Display::start()?);
+    let panel = Panel::start(&near)?;
+    // One desktop has a tray, the other does not.
+    let (there, here) = (window(&far, &attic)?, window(&near, &desk)?);
+    panel.says("Nothing is shared or in use")?;
     pair(&there, &here)?;
     share(&there, &image)?;
     let node = use_it(&here)?;
     let mount = Mount::new(&node, &desk.folder.join("mounted"), "loop,ro,noload")?;
     compare(&files.sums, &checksums(&desk.folder.join("mounted"))?)?;
     mount.unmount()?;
-    lose_and_regain_the_link(&lan, &attic, &here)?;
+    lose_and_regain_the_link(&lan, &attic, &here, &panel)?;
     give_it_back(&there, &here, &node)?;
+    give_it_back_from_the_tray(&here, &panel)?;
     forget(&there, &here)?;
-    lose_and_regain_the_daemon(&mut desk, &here)
+    lose_and_regain_the_daemon(&mut desk, &here, &panel)?;
+    panel.choose(&["Quit"])?;
+    panel.is_empty()
 }
 
 fn window(display: &Display, host: &Host) -> anyhow::Result<Window> {
@@ -71,11 +77,14 @@ fn use_it(here: &Window) -> anyhow::Result<String> {
     here.text_of("//*[@data-channel='attic/backup']//code")
 }
 
-fn lose_and_regain_the_link(lan: &Lan, attic: &Host, here: &Window) -> anyhow::Result<()> {
+fn lose_and_regain_the_link(lan: &Lan, attic: &Host, here: &Window, panel: &Panel) -> anyhow::Result<()> {
+    panel.says("In use here")?;
     lan.cable(attic, false)?;
     here.shows("Waits for attic")?;
+    panel.says("Waits for another machine")?;
     lan.cable(attic, true)?;
-    here.find("//*[@data-channel='attic/backup' and @data-state='active']").map(drop)
+    here.find("//*[@data-channel='attic/backup' and @data-state='active']")?;
+    panel.says("In use here")
 }
 
 fn give_it_back(there: &Window, here: &Window, node: &str) -> anyhow::Result<()> {
@@ -85,6 +94,12 @@ fn give_it_back(there: &Window, here: &Window, node: &str) -> anyhow::Result<()>
     here.shows("Nothing yet.")?;
     assert!(fs::metadata(node).is_err(), "{node} is still there");
     there.shows("Ready. Nobody uses it: safe to unplug")
+}
+
+fn give_it_back_from_the_tray(here: &Window, panel: &Panel) -> anyhow::Result<()> {
+    use_it(here)?;
+    panel.choose(&["backup", "Stop"])?;
+    here.shows("Nothing yet.")
 }
 
 fn forget(there: &Window, here: &Window) -> anyhow::Result<()> {
@@ -98,9 +113,11 @@ fn forget(there: &Window, here: &Window) -> anyhow::Result<()> {
     there.find("//*[@data-peer='desk' and not(.//*[text()='Connected'])]").map(drop)
 }
 
-fn lose_and_regain_the_daemon(desk: &mut Host, here: &Window) -> anyhow::Result<()> {
+fn lose_and_regain_the_daemon(desk: &mut Host, here: &Window, panel: &Panel) -> anyhow::Result<()> {
     desk.kill()?;
     here.shows("Netbus is not running")?;
+    panel.says("Something needs you")?;
     desk.start()?;
-    here.shows("This machine is called desk")
+    here.shows("This machine is called desk")?;
+    panel.says("Nothing is shared or in use")
 }
