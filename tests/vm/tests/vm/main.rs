@@ -21,6 +21,7 @@ mod package;
 mod partitions;
 mod rig;
 mod scene;
+mod swap;
 mod unplugged;
 mod usb;
 mod usb_backend;
