@@ -33,17 +33,22 @@ impl Disks {
     /// [`Error::Denied`] for what Netbus or a network is below.
     pub(crate) fn claim_local(&self, owner: u32, identifier: Identifier, local: &RawDevice) -> Result<File, Error> {
         let mark = Mark { owner, identifier };
-        let changing = self.of(owner);
-        let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let number @ (major, minor) = local.number();
         let mapper = mapper()?;
         let (disk, _) = find_alive(&mapper, &mark)?;
+        if local_of(disk.next) == Some(number) {
+            // Without waiting for a turn: a swap that was begun may wait for this caller, who comes to answer what an
+            // earlier one has left when it was killed.
+            return local.open_unclaimed(!disk.read_only);
+        }
+        let changing = self.of(owner);
+        let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (disk, _) = find_alive(&mapper, &mark)?;
         local.check_independent()?;
-        let number @ (major, minor) = local.number();
         if Index::of_number(major, minor).is_some() {
             return Err(Error::Denied(format!("{} is no disk of this machine", local.name())));
         }
         if disk.next.is_some() {
-            // It may be the same one.
             mapper.clear(&mark).map_err(failed("What was claimed before cannot be let go"))?;
         }
         let claim = local.open(!disk.read_only)?;

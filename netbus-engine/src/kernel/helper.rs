@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use netbus_helper_interface::disk::{DiskRequest, Identifier, Node};
+use netbus_helper_interface::disk::{DiskRequest, Identifier, Node, Swapped};
 use netbus_helper_interface::error::Error;
 use netbus_helper_interface::partition::PartitionRequest;
 use netbus_helper_interface::{Helper1Proxy, names};
@@ -113,7 +113,55 @@ impl Helper {
         Ok(self.proxy.detach(&identifier.to_string(), force).await?)
     }
 
-    /// The disks that the kernel has of this user.
+    /// Claims a disk of this machine, or a partition of one, for a disk that shall be swapped to it: nobody else gets it
+    /// from here on. `sequence` is the whole disk's `diskseq`. Gives it, open without a claim of its own and with
+    /// `O_NONBLOCK`. polkit may ask the user for a password first, so that it may take minutes.
+    ///
+    /// # Errors
+    /// [`HelperError`].
+    pub async fn claim_local(
+        &self,
+        identifier: Identifier,
+        (major, minor): (u32, u32),
+        sequence: u64,
+    ) -> Result<File, HelperError> {
+        let device = self.proxy.claim_local(&identifier.to_string(), major, minor, sequence).await?;
+        Ok(File::from(OwnedFd::from(device)))
+    }
+
+    /// Lets go what is claimed for a disk, if anything is.
+    ///
+    /// # Errors
+    /// [`HelperError`].
+    pub async fn release_local(&self, identifier: Identifier) -> Result<(), HelperError> {
+        Ok(self.proxy.release_local(&identifier.to_string()).await?)
+    }
+
+    /// Gives a disk for which another one is claimed a unix stream socket in place of a dead link; a living link stays.
+    ///
+    /// # Errors
+    /// [`HelperError`].
+    pub async fn drain(&self, socket: impl AsFd, identifier: Identifier) -> Result<(), HelperError> {
+        Ok(self.proxy.drain(Fd::from(socket.as_fd()), &identifier.to_string()).await?)
+    }
+
+    /// Puts a disk onto the one that is claimed for it. Waits for the requests under way.
+    ///
+    /// # Errors
+    /// [`HelperError`]; the disk is where it was.
+    pub async fn swap_to_local(&self, identifier: Identifier) -> Result<Swapped, HelperError> {
+        Ok(self.proxy.swap_to_local(&identifier.to_string()).await?)
+    }
+
+    /// Puts a disk that is on a disk of this machine onto a connected socket.
+    ///
+    /// # Errors
+    /// [`HelperError`]; the disk is where it was.
+    pub async fn swap_to_host(&self, socket: impl AsFd, disk: &DiskRequest) -> Result<Swapped, HelperError> {
+        Ok(self.proxy.swap_to_host(Fd::from(socket.as_fd()), disk).await?)
+    }
+
+    /// The disks that the kernel has of this user, and where they are.
     ///
     /// # Errors
     /// [`HelperError`].

@@ -8,6 +8,7 @@
 //! - `lacks`: what the kernel has not got of what this needs.
 //! - `link`: a link that the kernel has, watched for its end without reading from it.
 //! - `tls`: the keys of a link, given to the kernel.
+//! - [`swap`]: disks of the kernel that go onto disks of this machine.
 //! - [`helper`]: the privileged helper, which tells the kernel what to do with it, and opens devices of hosts.
 //!
 //! The kernel remembers everything: a daemon that was killed finds its devices again and gives them new links. What a
@@ -21,6 +22,8 @@ mod lacks;
 mod link;
 #[cfg(not(target_os = "linux"))]
 mod portable;
+#[cfg(target_os = "linux")]
+pub mod swap;
 #[cfg(target_os = "linux")]
 mod tls;
 

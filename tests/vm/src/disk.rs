@@ -7,14 +7,18 @@ use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use netbus_engine::kernel::swap::Claim;
 use netbus_helper_interface::Helper1ProxyBlocking;
 use netbus_helper_interface::disk::{DiskRequest, Features, Node, Swapped};
 use netbus_helper_interface::partition::{PartitionNode, PartitionRequest};
+use tokio::net::UnixStream as UnixSocket;
+use tokio::runtime::Runtime;
 use zbus::blocking::Connection;
 use zbus::zvariant::Fd;
 
@@ -41,12 +45,26 @@ const USER_TIMEOUT: Duration = Duration::from_secs(3);
 pub fn main(args: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let args: Vec<String> = args.collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    if let ["serve", image, address] = args[..] {
-        return serve(image, address);
+    match args[..] {
+        ["serve", image, address] => return serve(image, address),
+        ["walk", identifier, major, minor, sequence] => {
+            let number = (major.parse()?, minor.parse()?);
+            return Runtime::new()?.block_on(walk(identifier, number, sequence.parse()?));
+        }
+        _ => {}
     }
     let bus = Connection::system()?;
     let helper = Helper1ProxyBlocking::new(&bus)?;
     match args.as_slice() {
+        ["hold", address, identifier, host, channel, size, cut] => {
+            let link = open(address)?;
+            let disk = disk(identifier, host, channel, size, &[])?;
+            print(&helper.attach(Fd::from(&link), &disk)?)?;
+            while !Path::new(cut).exists() {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Ok(TcpStream::from(link).shutdown(Shutdown::Both)?)
+        }
         ["attach", address, identifier, host, channel, size, options @ ..] => {
             let disk = disk(identifier, host, channel, size, options)?;
             print(&helper.attach(Fd::from(open(address)?), &disk)?)
@@ -164,6 +182,27 @@ fn print_swapped(swapped: &Swapped) -> anyhow::Result<()> {
     print(&swapped.node)
 }
 
+/// Swaps a disk to this machine as a daemon does whose host is gone.
+async fn walk(identifier: &str, number: (u32, u32), sequence: u64) -> anyhow::Result<()> {
+    let identifier = u128::from_str_radix(identifier, 16)?.to_be_bytes();
+    let claim = Claim::new(identifier, number, sequence).await?;
+    let device = Arc::new(Mutex::new(claim.device().try_clone()?));
+    let swapped = claim.swap(None, |socket| answer_all(socket, Arc::clone(&device))).await?;
+    print_swapped(&swapped)
+}
+
+/// Answers what comes over a socket until it is at its end.
+async fn answer_all(socket: UnixSocket, device: Arc<Mutex<File>>) {
+    let serving = tokio::task::spawn_blocking(move || -> io::Result<()> {
+        let mut socket = socket.into_std()?;
+        socket.set_nonblocking(false)?;
+        while answer(&mut socket, &device)? {}
+        Ok(())
+    });
+    // One that ends, ends.
+    drop(serving.await);
+}
+
 /// Serves an image as a host does: one link at a time, the newest.
 fn serve(image: &str, address: &str) -> anyhow::Result<()> {
     let image = OpenOptions::new().read(true).write(true).open(image)?;
@@ -186,7 +225,7 @@ fn serve(image: &str, address: &str) -> anyhow::Result<()> {
 }
 
 /// Answers one request; whether there may be another.
-fn answer(stream: &mut TcpStream, image: &Mutex<File>) -> io::Result<bool> {
+fn answer(stream: &mut (impl Read + Write), image: &Mutex<File>) -> io::Result<bool> {
     let mut header = [0; HEADER];
     stream.read_exact(&mut header)?;
     let number = |place: usize| u32::from_be_bytes(std::array::from_fn(|index| header[place + index]));

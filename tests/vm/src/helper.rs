@@ -104,8 +104,14 @@ END"
     /// # Errors
     /// When the machine does not answer.
     pub fn ask_helper(&self, user: &str, words: &str) -> anyhow::Result<Reply> {
+        self.try_run(&self.asking(user, words))
+    }
+
+    /// The command that asks the helper as this user.
+    #[must_use]
+    pub fn asking(&self, user: &str, words: &str) -> String {
         let program = self.program("netbus-vm-disk");
-        self.try_run(&format!("setpriv --reuid={user} --regid=nogroup --clear-groups '{program}' {words}"))
+        format!("setpriv --reuid={user} --regid=nogroup --clear-groups '{program}' {words}")
     }
 
     /// The process of the helper, if it runs.

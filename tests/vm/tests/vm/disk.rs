@@ -252,7 +252,7 @@ pub(super) struct Writing(Background);
 impl Writing {
     pub(super) fn start(desk: &Machine) -> anyhow::Result<Self> {
         let agent = desk.program("netbus-vm-agent");
-        let writing = Self(desk.spawn(&format!("'{agent}' write /mnt/disk/blocks /run/netbus/progress"), LONG)?);
+        let writing = Self(desk.spawn(&format!("'{agent}' write /mnt/disk/blocks /run/netbus/progress"), 4 * LONG)?);
         writing.goes_on(desk)?;
         Ok(writing)
     }

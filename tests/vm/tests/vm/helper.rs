@@ -231,7 +231,7 @@ pub(super) fn serve(attic: &Machine) -> anyhow::Result<()> {
     wait_for("attic serves", || attic.run("ss -Hltn sport = 10809 | grep -q 10809").map(Some)).map(drop)
 }
 
-fn stop_serving(attic: &Machine) -> anyhow::Result<()> {
+pub(super) fn stop_serving(attic: &Machine) -> anyhow::Result<()> {
     let script = "kill -KILL $(cat /run/serve.pid) && while [ -e /proc/$(cat /run/serve.pid)/exe ]; do sleep 0.1; done";
     attic.run(script).map(drop)
 }

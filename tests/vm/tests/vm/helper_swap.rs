@@ -5,13 +5,16 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use netbus_vm_tests::helper::{FRIEND, STRANGER};
 use netbus_vm_tests::machine::make_image;
-use netbus_vm_tests::{Bus, Machine, Pair};
+use netbus_vm_tests::{Bus, Machine, Pair, wait_for};
 
 use super::disk::{Writing, writing_safe};
-use super::helper::{DISK, SIZE, address, asked, attach, refused, with_a_served_disk};
+use super::helper::{DISK, SIZE, address, asked, attach, refused, serve, stop_serving, with_a_served_disk};
 
 /// How often a disk goes to and fro.
 const ROUNDS: usize = 3;
+
+/// As long as any of this takes.
+const LONG: Duration = Duration::from_secs(300);
 
 #[test]
 fn a_mounted_disk_goes_to_this_machine_and_back_while_it_is_written_to() -> anyhow::Result<()> {
@@ -127,6 +130,89 @@ fn what_is_no_equal_disk_or_is_in_use_is_not_swapped_to() -> anyhow::Result<()> 
         asked(desk, FRIEND, &format!("detach {DISK}"))?;
         desk.run(&format!("[ ! -e /dev/netbus ] && mount {equal} /mnt && umount /mnt")).map(drop)
     })
+}
+
+#[test]
+fn what_waits_for_a_dead_link_is_done_on_this_machine() -> anyhow::Result<()> {
+    with_a_served_disk(|pair| {
+        let local = pair.desk.add_disk("local", &pair.attic.folder.join("photos.img"), Bus::Usb)?;
+        let desk = &pair.desk;
+        let hold = format!("hold {} {DISK} attic photos {SIZE} /run/netbus/cut", address(pair));
+        let holding = desk.spawn(&desk.asking(FRIEND, &hold), LONG)?;
+        wait_for("there is a disk", || Ok((!list(desk)?.is_empty()).then_some(())))?;
+        mount_a_partition(desk)?;
+        let writing = Writing::start(desk)?;
+        let claim = claim(desk, &local)?;
+        let walk = claim.replace("claim", "walk");
+        let mut pauses = Vec::new();
+
+        // The host stands still, and so do the requests. It is never to do them, nor what comes with its own time.
+        freeze(pair)?;
+        desk.run("touch /run/netbus/cut")?;
+        holding.succeeds()?;
+        asked(desk, FRIEND, &claim)?;
+        // A helper is killed while it waits for what nobody answers. Nothing has happened then.
+        let swapping = desk.spawn(&desk.asking(FRIEND, &format!("to-local {DISK}")), LONG)?;
+        let helper = desk.helper_process()?.context("The helper runs")?;
+        wait_for("the helper waits", || desk.run(&format!("grep -q dm_ /proc/{helper}/task/*/wchan")).map(Some))?;
+        desk.run(&format!("kill -KILL {helper}"))?;
+        ensure!(swapping.wait()?.status != Some(0));
+        let node = list(desk)?;
+        ensure!(node.contains(" nbd0 ") && node.contains(" claimed"), "{node}");
+        ensure!(waits(desk)?, "The application has lost requests");
+        pauses.push(swapped(desk, &walk)?);
+        stop_serving(&pair.attic)?;
+        let at_this_machine = |pair: &Pair| -> anyhow::Result<()> {
+            let node = list(&pair.desk)?;
+            ensure!(node.contains(" nbd-1 ") && node.contains(" local"), "{node}");
+            pair.desk.run("[ ! -e /sys/block/nbd0/pid ]").map(drop)
+        };
+        at_this_machine(pair)?;
+        writing.goes_on(desk)?;
+
+        // Again, by one who comes anew, has no hold on the link, and must wait until the kernel knows that it is over; and
+        // of whom the first is killed.
+        for kills in [false, true] {
+            serve(&pair.attic)?;
+            swapped(desk, &back(pair))?;
+            writing.goes_on(desk)?;
+            pair.attic.cable(false)?;
+            if kills {
+                desk.run(&format!("{} & sleep 2; kill -KILL $!; wait $! || true", desk.asking(FRIEND, &walk)))?;
+            }
+            pauses.push(swapped(desk, &walk)?);
+            at_this_machine(pair)?;
+            writing.goes_on(desk)?;
+            pair.attic.cable(true)?;
+            stop_serving(&pair.attic)?;
+        }
+        println!("Pauses over a dead link: {}", told(&mut pauses));
+
+        // The machine is left without a helper while requests are held back; the next one knows where they belong.
+        serve(&pair.attic)?;
+        swapped(desk, &back(pair))?;
+        asked(desk, FRIEND, &claim)?;
+        let helper = desk.helper_process()?.context("The helper runs")?;
+        desk.run(&format!("kill -KILL {helper} && dmsetup suspend --noflush --nolockfs netbus-attic.photos"))?;
+        ensure!(list(desk)?.contains(" local"), "{}", list(desk)?);
+        writing.goes_on(desk)?;
+        swapped(desk, &format!("to-local {DISK}"))?;
+        at_this_machine(pair)?;
+        writing.ends_well(desk)?;
+        ends_with_what_was_written(pair)
+    })
+}
+
+/// Freezes what serves the disk, and waits until requests wait.
+fn freeze(pair: &Pair) -> anyhow::Result<()> {
+    pair.attic.run("kill -STOP $(cat /run/serve.pid)")?;
+    wait_for("requests wait", || Ok(waits(&pair.desk)?.then_some(())))
+}
+
+/// Whether requests wait at nbd.
+fn waits(desk: &Machine) -> anyhow::Result<bool> {
+    let inflight = "read -r reading writing </sys/block/nbd0/inflight && echo $((reading + writing))";
+    Ok(desk.run(inflight)?.trim() != "0")
 }
 
 /// Lays a file system upon a partition of the disk, mounted at `/mnt/disk`.
