@@ -66,5 +66,6 @@ fn is_the_pages(call: &Call) -> bool {
             | Call::Revoke { .. }
             | Call::Subscribe { .. }
             | Call::Unsubscribe { .. }
+            | Call::Swap { .. }
     )
 }

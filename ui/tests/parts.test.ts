@@ -102,7 +102,7 @@ test("a channel is used with one click", async () => {
     read_only: true,
   }));
   show({ peers: [attic], channels: [backup] });
-  await press("Use backup for reading only");
+  await press("Just read backup");
   expect(calls[0]).toMatchObject({ verb: "subscribe", target: "attic/backup", read_only: true });
   await screen.findByText("backup is ready");
 });
@@ -115,6 +115,27 @@ test("what waits for its host is given up only after a question", async () => {
   expect(calls).toEqual([]);
   await press("Stop now");
   expect(calls).toEqual([{ verb: "unsubscribe", channel: "attic/backup", force: true }]);
+});
+
+test("a disk that was carried here takes the place of its host, and goes home again", async () => {
+  const calls = answering((call) => {
+    if (call.verb === "swap" && call.to === "/dev/sdb") {
+      return { answer: "swapped", channel: "attic/backup", device: call.to, pause_milliseconds: 12 };
+    }
+    return { answer: "swapped", channel: "attic/backup", device: null, pause_milliseconds: 9 };
+  });
+  const mounted = { ...stick, path: "/dev/sda", used_by: ["/"] };
+  show({ devices: [stick, mounted], subscribed: [used] });
+  await press("backup: It is plugged in here…");
+  expect(screen.getAllByRole("radio").map((radio) => (radio as HTMLInputElement).value)).toEqual(["/dev/sdb"]);
+  await fireEvent.click(screen.getByRole("radio"));
+  await press("Use this one");
+  await screen.findByText("backup goes on with the device here");
+  bus.view = { engine: "running", snapshot: snapshot({ subscribed: [{ ...used, local: "/dev/sdb" }] }) };
+  await screen.findByText("Served from /dev/sdb of this machine");
+  await press("Bring it home: backup to attic");
+  await screen.findByText("backup goes back to attic: safe to unplug here");
+  expect(calls.map((call) => (call.verb === "swap" ? call.to : call.verb))).toEqual(["/dev/sdb", null]);
 });
 
 test("a refusal outside of a dialog is told until it is dismissed", async () => {

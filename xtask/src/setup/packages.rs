@@ -40,7 +40,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 61] = [
+pub(crate) const PACKAGES: [Package; 62] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -91,6 +91,7 @@ pub(crate) const PACKAGES: [Package; 61] = [
     package("python3", Group::Ui, "Node.js of a fitting version, which comes as a Python package as well"),
     package("xvfb", Group::Ui, "a display for the window in tests"),
     package("webkit2gtk-driver", Group::Ui, "using the window as a person does (WebKitWebDriver)"),
+    package("chromium", Group::Ui, "how its page is laid out"),
     package("fonts-dejavu-core", Group::Ui, "letters in it"),
     package("rustc-web", Group::Cross, "a compiler whose standard library can be built for other systems"),
     package("cargo-web", Group::Cross, "the cargo that belongs to it"),
