@@ -9,10 +9,12 @@
 //! - [`works`]: what the application does with each of them.
 //! - [`outages`]: how long an application waits when a link is lost.
 //! - [`usb`]: USB devices beside the kernel's own way to share them.
+//! - [`optical`]: a disc beside a drive whose commands iSCSI passes on.
 //! - [`report`]: the tables.
 
 mod daemons;
 mod devices;
+mod optical;
 mod outages;
 mod report;
 mod usb;
@@ -46,6 +48,9 @@ pub(crate) fn measure(run: &Run) -> Result<()> {
     }
     if run.wants("usb") {
         io::stdout().write_all(on_two_machines_alone(|pair| usb::measure(run, pair))?.as_bytes())?;
+    }
+    if run.wants("optical") {
+        io::stdout().write_all(on_two_machines_alone(|pair| optical::measure(run, pair))?.as_bytes())?;
     }
     Ok(())
 }

@@ -42,6 +42,12 @@ pub(super) const STICKS: &[Work] = &[
     work("4 KiB random write", Unit::Microseconds, Direction::Write, 4 << 10, 1),
 ];
 
+/// What is done with discs.
+pub(super) const DISCS: &[Work] = &[
+    work("1 MiB sequential read", Unit::MegabytesPerSecond, Direction::Read, 1 << 20, 2),
+    work("64 KiB sequential read", Unit::MegabytesPerSecond, Direction::Read, 64 << 10, 1),
+];
+
 const fn work(name: &'static str, unit: Unit, direction: Direction, block_size: u32, depth: u32) -> Work {
     let order = match unit {
         Unit::MegabytesPerSecond => Order::Sequential,
