@@ -53,6 +53,28 @@ fn a_lent_drive_is_known_as_such_until_it_is_given_back() {
 }
 
 #[test]
+fn what_the_kernel_says_of_a_command_becomes_an_outcome_that_does_not_overrun_it() {
+    let command = command(7, 2, &[0x12, 0, 0, 0, 36, 0], 36);
+    let said = |reached, status, sense: &[u8], residual| {
+        super::outcome(Ended { reached, status, sense: sense.to_vec(), residual }, vec![7; 36], &command)
+    };
+    // It hung, and the kernel has reset the drive.
+    let hung = said(Reached::TimedOut, GOOD, &[], 0).unwrap();
+    assert_eq!((Sense::parse(&hung.sense), hung.data.len(), hung.residual), (Some(Sense::TIME_OUT), 0, 36));
+    let failed = said(Reached::Failed, GOOD, &[], 0).unwrap();
+    assert_eq!(Sense::parse(&failed.sense), Some(Sense::NO_COMMUNICATION));
+    assert_eq!(said(Reached::Nobody, GOOD, &[], 0).unwrap_err().kind, ErrorKind::Gone);
+    let short = said(Reached::Answered, GOOD, &[], 16).unwrap();
+    assert_eq!((short.status, short.data.len(), short.residual), (GOOD, 20, 16));
+    // What came before an error means nothing.
+    let refused = said(Reached::Answered, CHECK_CONDITION, &Sense::INVALID_FIELD.data(), 0).unwrap();
+    assert_eq!((Sense::parse(&refused.sense), refused.data.len()), (Some(Sense::INVALID_FIELD), 0));
+    for outcome in [hung, failed, short, refused] {
+        assert!(CommandOutcome::decode(&command, outcome.encode()).is_ok(), "{outcome:?}");
+    }
+}
+
+#[test]
 fn it_is_at_rest_when_nobody_waits() {
     let drive = drive("rest");
     outcome(&drive, &begin(7));
