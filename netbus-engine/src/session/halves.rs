@@ -14,6 +14,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
 use super::WORN;
+#[cfg(target_os = "linux")]
+use super::line::Line;
 use super::record::{self, Content, MAX_PLAINTEXT, OVERHEAD, Opener, RecordError, Sealer};
 
 /// How much is taken from the link at a time, in bytes.
@@ -43,12 +45,25 @@ pub struct LinkReader {
     ended: bool,
     /// Records in the other direction, where this one has to mind them.
     sent: Arc<AtomicU64>,
+    #[cfg(target_os = "linux")]
+    line: Line,
 }
 
 impl LinkReader {
     pub(super) fn new(read: OwnedReadHalf, opener: Opener) -> Self {
         let buffer = vec![0; BUFFER].into_boxed_slice();
-        Self { read, opener, buffer, start: 0, end: 0, plain: 0..0, ended: false, sent: Arc::default() }
+        Self {
+            read,
+            opener,
+            buffer,
+            start: 0,
+            end: 0,
+            plain: 0..0,
+            ended: false,
+            sent: Arc::default(),
+            #[cfg(target_os = "linux")]
+            line: Line::new(),
+        }
     }
 
     /// Ends before the keys of `writer`, too, are worn.
@@ -72,6 +87,8 @@ impl LinkReader {
         ready!(Pin::new(&mut self.read).poll_read(cx, &mut rest))?;
         let length = rest.filled().len();
         self.end += length;
+        #[cfg(target_os = "linux")]
+        self.line.look(self.read.as_ref());
         Poll::Ready(Ok(length))
     }
 

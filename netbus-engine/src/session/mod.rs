@@ -7,6 +7,7 @@
 //! stop each other; what is in memory is bounded by the credits of the grants (protocol.md, "Credits").
 //!
 //! - [`link`]: the sockets and their options; [`dial`] and [`accept`] bring a link up to a proven key.
+//! - `line`: what a link does about a line that loses packets.
 //! - [`secure`]: the handshake; `record`: the records behind it; [`halves`]: the two directions, and `receiving` and
 //!   `sending`: messages in them.
 //! - [`data`] and [`handed`]: data links at the host and at the subscriber, on which the messages end with a grant.
@@ -17,6 +18,9 @@ pub mod data;
 pub mod dial;
 pub mod halves;
 pub mod handed;
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+mod line;
 pub mod link;
 mod receiving;
 mod record;

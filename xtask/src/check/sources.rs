@@ -12,11 +12,12 @@ use crate::project;
 const LINES_A_ROOM_HOLDS: usize = 600;
 
 /// The files that may hold `unsafe` code.
-const UNSAFE_FILES: [&str; 4] = [
+const UNSAFE_FILES: [&str; 5] = [
     "helpers/privileged/src/ioctl.rs",
     "netbus-engine/src/class/optical/cdrom.rs",
     "netbus-engine/src/class/optical/drive/local/sg.rs",
     "netbus-engine/src/class/usb/local/transfers.rs",
+    "netbus-engine/src/session/line.rs",
 ];
 
 /// Everything wrong with the sources of the workspace's members, as a sentence each; what only deserves a look is
