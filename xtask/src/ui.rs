@@ -112,7 +112,8 @@ fn page_dir() -> PathBuf {
     project::root_dir().join("ui")
 }
 
-fn program_dir() -> PathBuf {
+/// The folder of the program's workspace.
+pub(crate) fn program_dir() -> PathBuf {
     project::root_dir().join("src-tauri")
 }
 

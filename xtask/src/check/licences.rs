@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{command, project};
+use crate::{command, project, ui};
 
 /// The version that is built when the machine has none of its own.
 const VERSION: &str = "0.20.2";
@@ -19,10 +19,15 @@ const VERSION: &str = "0.20.2";
 /// # Errors
 /// A dependency is not allowed, or cargo-deny cannot be built.
 pub(crate) fn check() -> Result<()> {
-    let mut deny = Command::new(program()?);
-    deny.current_dir(project::root_dir());
-    // Called by its own name it expects no leading word; through cargo it would.
-    command::run(deny.args(["--locked", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
+    let program = program()?;
+    // The window's workspace has a deny.toml of its own.
+    for workspace_dir in [project::root_dir().to_path_buf(), ui::program_dir()] {
+        let mut deny = Command::new(&program);
+        deny.current_dir(workspace_dir);
+        // Called by its own name it expects no leading word; through cargo it would.
+        command::run(deny.args(["--locked", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))?;
+    }
+    Ok(())
 }
 
 fn program() -> Result<PathBuf> {

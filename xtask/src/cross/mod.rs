@@ -65,7 +65,7 @@ pub(crate) fn step(targets: Targets) -> Result<Outcome> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) || !toolchain::is_offered() {
         return Ok(Outcome::Skipped("the compilers for it come from Debian 12 or later on a 64-bit PC".to_owned()));
     }
-    if let Done::Incomplete(reason) = setup::setup(&[Group::Cross])? {
+    if let Done::Incomplete(reason) = setup::setup(&[Group::Cross, Group::Python])? {
         return Ok(Outcome::Skipped(reason));
     }
     let mut tally = Tally::default();

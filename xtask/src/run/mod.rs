@@ -56,7 +56,7 @@ fn open_the_window() -> Result<()> {
         return Ok(());
     }
     say("The window");
-    setup::setup(&[Group::Ui])?;
+    setup::setup(&[Group::Ui, Group::Python])?;
     let node = ui::Node::provide()?;
     ui::install_packages(&node)?;
     ui::build_page(&node)?;

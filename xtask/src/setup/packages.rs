@@ -15,6 +15,8 @@ pub(crate) enum Group {
     Package,
     /// Building and testing the window.
     Ui,
+    /// What comes as a Python package.
+    Python,
     /// The checks for other systems.
     Cross,
     /// The servers that Netbus is measured against.
@@ -36,11 +38,12 @@ pub(crate) struct Package {
 
 impl Group {
     /// What is needed to use the project and to test it on this system.
-    pub(crate) const ALL: [Self; 6] = [Self::Build, Self::Run, Self::Test, Self::Vm, Self::Package, Self::Ui];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Build, Self::Run, Self::Test, Self::Vm, Self::Package, Self::Ui, Self::Python];
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 62] = [
+pub(crate) const PACKAGES: [Package; 61] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -88,7 +91,6 @@ pub(crate) const PACKAGES: [Package; 62] = [
     package("binutils", Group::Package, "programs without what only debuggers read (strip)"),
     package("pkg-config", Group::Ui, "finding the web view's libraries"),
     package("libwebkit2gtk-4.1-dev", Group::Ui, "the web view of the window"),
-    package("python3", Group::Ui, "Node.js of a fitting version, which comes as a Python package as well"),
     package("xvfb", Group::Ui, "a display for the window in tests"),
     package("webkit2gtk-driver", Group::Ui, "using the window as a person does (WebKitWebDriver)"),
     package("chromium", Group::Ui, "how its page is laid out"),
@@ -99,7 +101,7 @@ pub(crate) const PACKAGES: [Package; 62] = [
     package("rust-web-clippy", Group::Cross, "lints of code that only other systems compile"),
     package("gcc-mingw-w64-x86-64-posix", Group::Cross, "C parts and linking for Windows"),
     package("wine64", Group::Cross, "running the tests for Windows"),
-    package("python3-venv", Group::Cross, "the C compiler for macOS, which comes as a Python package (ziglang)"),
+    package("python3-venv", Group::Python, "Node.js where it is too old, and the C compiler for macOS (ziglang)"),
     package("nbdkit", Group::Bench, "measuring beside an NBD server, plain and with TLS; qemu-nbd is in qemu-utils"),
     package("nbd-server", Group::Bench, "measuring beside the classic NBD server"),
     package("gnutls-bin", Group::Bench, "the certificates of those that speak TLS (certtool)"),
