@@ -313,9 +313,28 @@ pub struct OpenedDevice {
     pub presence: Presence,
 }
 
-/// Tells whether the device that was opened is still the one that is there: `false` once it was unplugged, also after it
-/// was plugged in again. May block for as long as a look at the system takes. Keeps no claim on the device.
-pub type Presence = Arc<dyn Fn() -> bool + Send + Sync>;
+/// Tells whether the device that was opened is still the one that is there: not once it was unplugged, also after it was
+/// plugged in again. May block for as long as a look at the system takes. Keeps no claim on the device.
+pub type Presence = Arc<dyn Fn() -> Result<(), Lost> + Send + Sync>;
+
+/// Why a device that was opened is not what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It was taken away.
+    Unplugged,
+    /// It is there and has grown, which is seen when it is opened anew.
+    Grown,
+}
+
+impl Lost {
+    /// Unplugged, unless it is there.
+    ///
+    /// # Errors
+    /// [`Lost::Unplugged`].
+    pub fn unless(is_there: bool) -> Result<(), Self> {
+        if is_there { Ok(()) } else { Err(Self::Unplugged) }
+    }
+}
 
 /// Why a device cannot be published or opened.
 #[derive(Debug, thiserror::Error)]

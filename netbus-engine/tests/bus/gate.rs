@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use netbus_engine::backend::{Backend, Ticket};
 use netbus_engine::class::block::BlockClass;
 use netbus_engine::class::{
-    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, OpenError, OpenedDevice, PresentError, Stamp,
+    ClassPolicy, DeviceClass, Identified, Identity, LocalDevice, Lost, OpenError, OpenedDevice, PresentError, Stamp,
 };
 use netbus_engine::frontend::{Framed, Frontend, Presentation, Queue};
 use netbus_proto::ids::{ClassCode, Epoch, Tag};
@@ -151,7 +151,7 @@ impl DeviceClass for GatedClass {
         let (life, at) = (gate.life, Arc::clone(&self.gate));
         opened.presence = Arc::new(move || {
             let gate = at.lock().unwrap();
-            !gate.unplugged && gate.life == life
+            Lost::unless(!gate.unplugged && gate.life == life)
         });
         opened.instance.0[15] ^= gate.life;
         opened.write_through |= gate.write_through;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use netbus_engine::backend::{Backend, Ticket};
 use netbus_engine::class::{
-    ClassPolicy, DeviceClass, Identified, Identity, LeaseKind, LocalDevice, OpenError, OpenedDevice, Presence,
+    ClassPolicy, DeviceClass, Identified, Identity, LeaseKind, LocalDevice, Lost, OpenError, OpenedDevice, Presence,
     PresentError, Stamp,
 };
 use netbus_engine::frontend::{Frontend, Presentation, Queue};
@@ -158,7 +158,7 @@ impl SlateClass {
         let device = Arc::clone(&self.device);
         Arc::new(move || {
             let device = device.lock().unwrap();
-            !device.unplugged && device.life == life
+            Lost::unless(!device.unplugged && device.life == life)
         })
     }
 

@@ -211,7 +211,7 @@ fn unplugged(host: &Host) -> anyhow::Result<()> {
     let outcome = outcome_of(&waiting, answer.recv_timeout(PATIENCE)?)?;
     // Until its port is looked at, the system knows only that it does not answer.
     ensure!(matches!(outcome.status, Status::Gone | Status::Failed), "{outcome:?}");
-    wait_for("the device is not there", || Ok((!(host.device.presence)()).then_some(())))?;
+    wait_for("the device is not there", || Ok((host.device.presence)().err()))?;
     host.ends(host.receive(host.next(), 512), Status::Gone).map(drop)
 }
 

@@ -22,7 +22,7 @@ use crate::class::block::identity::file;
 use crate::class::block::identity::linux::node;
 use crate::class::block::{Disk, Snapshot, System, attribute};
 use crate::class::slug::slug;
-use crate::class::{Identified, Identity, LocalDevice, OpenError, OpenedDevice};
+use crate::class::{Identified, Identity, LocalDevice, Lost, OpenError, OpenedDevice};
 
 /// The fact that tells drives from images, and its value for a drive.
 const KIND: &str = "kind";
@@ -164,7 +164,7 @@ fn open_drive(system: &System, identity: &Identity) -> Result<OpenedDevice, Open
     let mut instance = [0; 16];
     getrandom::fill(&mut instance).expect("the system gives random bytes");
     Ok(OpenedDevice {
-        presence: Arc::new(move || number(&folder).is_ok_and(|now| now == opened_as)),
+        presence: Arc::new(move || Lost::unless(number(&folder).is_ok_and(|now| now == opened_as))),
         backend: Arc::new(backend),
         device: encode(&device),
         // What it was told and had not done is forgotten with each.

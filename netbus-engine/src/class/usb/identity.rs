@@ -20,7 +20,7 @@ use super::local::{Device, LocalBackend, put_back_drivers};
 use super::scan::{UsbDevice, devices};
 use crate::class::block::System;
 use crate::class::slug::slug;
-use crate::class::{Identified, Identity, OpenError, OpenedDevice};
+use crate::class::{Identified, Identity, Lost, OpenError, OpenedDevice};
 use crate::kernel::helper::{Helper, HelperError};
 
 /// What a device is known by.
@@ -82,7 +82,7 @@ pub(super) fn open(system: &System, identity: &Identity, read_only: bool) -> Res
         path: device.path(system),
         // What a device does with what it was sent is its own matter.
         write_through: true,
-        presence: Arc::new(move || UsbDevice::is_there(&folder, bus, address)),
+        presence: Arc::new(move || Lost::unless(UsbDevice::is_there(&folder, bus, address))),
     })
 }
 

@@ -11,7 +11,7 @@ use tracing::info;
 use super::super::publication::Device;
 use super::super::{Core, Input, error_chain};
 use super::Host;
-use crate::class::Presence;
+use crate::class::{Lost, Presence};
 use crate::control::api::Event;
 use crate::hotplug::Hotplug;
 
@@ -33,8 +33,8 @@ pub(super) struct Looks {
 pub(crate) enum Look {
     /// Nobody holds it open: its description, or why it is not there.
     Idle(Result<Bytes, String>),
-    /// It is held open and has gone.
-    Gone(Presence),
+    /// It is held open and is not what is there.
+    Lost(Presence, Lost),
 }
 
 /// Looks at one device. Blocking.
@@ -79,8 +79,8 @@ impl Host {
         for (id, look) in looks {
             let Some(publication) = self.publications.get_mut(&id) else { continue };
             let (presence, device) = match look {
-                Look::Gone(presence) => {
-                    publication.unplugged(core, &self.sessions, &presence);
+                Look::Lost(presence, lost) => {
+                    publication.lost(core, &self.sessions, &presence, lost);
                     continue;
                 }
                 Look::Idle(_) if !matches!(publication.device, Device::Closed) => continue,
@@ -114,7 +114,7 @@ impl Host {
             .filter_map(|publication| {
                 let (class, identity) = (Arc::clone(&publication.class), publication.stored.identity.clone());
                 let task: Task = match (&publication.device, publication.device_presence()) {
-                    (_, Some(presence)) => Box::new(move || (!presence()).then_some(Look::Gone(presence))),
+                    (_, Some(presence)) => Box::new(move || presence().err().map(|lost| Look::Lost(presence, lost))),
                     (Device::Closed, None) => {
                         let locate = move || class.locate(&identity).map_err(|error| error_chain(&error));
                         Box::new(move || Some(Look::Idle(locate())))

@@ -7,7 +7,7 @@ use netbus_proto::wire::control::Reason;
 use tracing::warn;
 
 use super::{Device, Publication, Sessions};
-use crate::class::Presence;
+use crate::class::{Lost, Presence};
 use crate::engine::Core;
 
 impl Publication {
@@ -19,14 +19,19 @@ impl Publication {
         }
     }
 
-    /// An opened device was seen to be gone. Its leases go on when it is there again, under other epochs.
-    pub(in crate::engine) fn unplugged(&mut self, core: &Core, sessions: &Sessions, seen: &Presence) {
+    /// An opened device was seen not to be what is there. Its leases go on when it is there again, under other epochs; one
+    /// that has grown is, at the next look.
+    pub(in crate::engine) fn lost(&mut self, core: &Core, sessions: &Sessions, seen: &Presence, lost: Lost) {
         // It may have been closed, and opened anew, since it was looked at.
         if !self.device_presence().is_some_and(|presence| Arc::ptr_eq(&presence, seen)) {
             return;
         }
-        let text = format!("{} was unplugged; plug it in again", self.stored.identity.last_path.display());
-        warn!("A published device was unplugged while it was in use");
+        let path = self.stored.identity.last_path.display();
+        let text = match lost {
+            Lost::Unplugged => format!("{path} was unplugged; plug it in again"),
+            Lost::Grown => format!("{path} has grown and is being opened anew"),
+        };
+        warn!(?lost, "A published device was lost while it was in use");
         self.presence = Err(text.clone());
         for grant in std::mem::take(&mut self.comparing) {
             self.take_back(sessions, grant, Reason::Absent, &text);

@@ -422,7 +422,7 @@ impl Subscriber {
         let task: Box<dyn FnOnce() -> Option<Seen> + Send> = match (&swap.local, class.identity_of(&swap.told)) {
             (Some(Local { opened, epoch }), _) => {
                 let (presence, epoch) = (Arc::clone(&opened.presence), *epoch);
-                Box::new(move || (!presence()).then_some(Seen::Gone(epoch)))
+                Box::new(move || presence().is_err().then_some(Seen::Gone(epoch)))
             }
             (None, Some(told)) if swap.is_carried => Box::new(move || Some(seen(&*class, &told))),
             (None, _) => return,

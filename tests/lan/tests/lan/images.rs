@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use anyhow::ensure;
+use netbus_lan_tests::blocks::check_written;
 use netbus_lan_tests::disk::{Loop, Mount};
 use netbus_lan_tests::{Account, run};
 use serde_json::Value;
@@ -31,6 +33,27 @@ fn an_image_that_shrinks_in_use_gives_errors_and_is_not_made_longer() -> anyhow:
         file.read_exact_at(&mut part, 512 * 1024)?;
         drop(file);
         alive(scene)
+    })
+}
+
+#[test]
+fn a_writer_goes_on_when_its_image_grows_and_the_next_node_is_larger() -> anyhow::Result<()> {
+    on_two_hosts(|scene| {
+        scene.make_noise(8)?;
+        scene.publish(&[])?;
+        let node = scene.subscribe(&[])?;
+        let load = Load::start(&node)?;
+        load.goes_on(20)?;
+        OpenOptions::new().write(true).open(&scene.image)?.set_len(16 << 20)?;
+        let size = |status: &Value| status["published"][0]["size"] == 16 << 20;
+        scene.attic.wait_until("status", "the image is seen to have grown", size)?;
+        load.goes_on(20)?;
+        let safe = load.finish()?;
+        ensure!(fs::metadata(&node)?.len() == 8 << 20, "A file that programs have open has another size");
+        scene.unsubscribe()?;
+        check_written(&scene.image, safe)?;
+        ensure!(fs::metadata(scene.subscribe(&[])?)?.len() == 16 << 20);
+        Ok(())
     })
 }
 

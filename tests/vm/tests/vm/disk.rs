@@ -223,6 +223,36 @@ fn after_a_power_failure_a_clean_disk_goes_on_and_a_dirty_one_fails_with_a_reaso
     })
 }
 
+#[test]
+fn a_mounted_disk_grows_with_the_image_behind_it() -> anyhow::Result<()> {
+    with_a_kernel_disk(|pair| {
+        let image = "/state/netbus/photos.img";
+        pair.attic.run(&format!("truncate -s 32M {image}"))?;
+        pair.attic.netbus(&["publish", image, "--name", "photos"])?;
+        pair.desk.netbus(&["unsubscribe", "attic/backup"])?;
+        let node = pair.desk.netbus(&["subscribe", "attic/photos", "--as", "disk"])?;
+        pair.desk.run(&format!("mkfs.ext4 -q {node} && mkdir -p /mnt/disk && mount {node} /mnt/disk"))?;
+        let writing = Writing::start(&pair.desk)?;
+        pair.attic.run(&format!("truncate -s 96M {image}"))?;
+        let size = || pair.desk.run(&format!("blockdev --getsize64 {node}"));
+        wait_for("the disk has grown", || Ok((size()?.trim() == (96 << 20).to_string()).then_some(())))?;
+        writing.goes_on(&pair.desk)?;
+        pair.desk
+            .run(&format!("resize2fs {node} && head -c 48M /dev/urandom >/mnt/disk/more && sync /mnt/disk/more"))?;
+        writing.ends_well(&pair.desk)?;
+        let sum = pair.desk.run("sha256sum </mnt/disk/more")?;
+        pair.desk.run("umount /mnt/disk")?;
+        pair.desk.netbus(&["unsubscribe", "attic/photos"])?;
+        let (agent, safe) = (pair.attic.program("netbus-vm-agent"), writing_safe(&pair.desk)?);
+        let found = pair.attic.run(&format!(
+            "e2fsck -fn {image} >&2 && mkdir -p /mnt/disk && mount -o ro,loop {image} /mnt/disk &&
+            '{agent}' check /mnt/disk/blocks {safe} >&2 && sha256sum </mnt/disk/more && umount /mnt/disk"
+        ))?;
+        ensure!(found == sum, "{found} is not {sum}");
+        Ok(())
+    })
+}
+
 /// Two paired machines: desk's daemon is an ordinary user's and has attic's disk as one of the kernel.
 fn with_a_kernel_disk(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> anyhow::Result<()> {
     on_two_machines(|pair| {

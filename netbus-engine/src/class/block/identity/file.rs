@@ -16,7 +16,7 @@ use super::{Facts, Failures, encode, in_use, start, system};
 use crate::class::block::NAME;
 use crate::class::block::local::Description;
 use crate::class::slug::slug;
-use crate::class::{Identified, Identity, LocalDevice, OpenError, OpenedDevice, Stamp};
+use crate::class::{Identified, Identity, LocalDevice, Lost, OpenError, OpenedDevice, Presence, Stamp};
 
 /// The value of the fact `kind` of an image file.
 pub(in crate::class) const KIND: &str = "file";
@@ -55,7 +55,7 @@ pub(in crate::class) fn identify(path: PathBuf, read_only: bool) -> Result<Ident
         opened => (opened?, !read_only),
     };
     let metadata = metadata(&file, &path)?;
-    let geometry = geometry(&path, metadata.len())?;
+    let geometry = geometry_of(&path, metadata.len())?;
     let facts = facts(&path, &metadata, &system::file_system(&file, &path));
     if !facts.contains_key("inode") && !facts.contains_key("born") {
         return Err(OpenError::Unfit(format!(
@@ -80,7 +80,7 @@ pub(super) fn open(identity: &Identity, read_only: bool) -> Result<OpenedDevice,
     refuse_users(&path, read_only)?;
     // Read once it is locked: until then the one who had it may have changed its size.
     let metadata = metadata(&file, &path)?;
-    let geometry = geometry(&path, metadata.len())?;
+    let geometry = geometry_of(&path, metadata.len())?;
     let life = life(&metadata, &identity.facts);
     let failures = Failures::of(&life);
     let instance = failures.instance(&life, "");
@@ -95,13 +95,21 @@ pub(super) fn open(identity: &Identity, read_only: bool) -> Result<OpenedDevice,
         claims: Vec::new(),
     };
     // An opened file is there until it is closed, whatever becomes of its name.
-    start(path, &identity.facts, description, instance, Arc::new(|| true))
+    let (place, number) = (path.clone(), system::inode(&path, &metadata));
+    let presence = move || {
+        let now = fs::metadata(&place).ok().filter(|now| system::inode(&place, now) == number);
+        let is_larger = |now: Metadata| geometry_of(&place, now.len()).is_ok_and(|now| now.size > geometry.size);
+        if now.is_some_and(is_larger) { Err(Lost::Grown) } else { Ok(()) }
+    };
+    // Where the size belongs to what it is known by, a larger file is another one.
+    let presence: Presence = if identity.facts.contains_key("size") { Arc::new(|| Ok(())) } else { Arc::new(presence) };
+    start(path, &identity.facts, description, instance, presence)
 }
 
 /// Describes the image file of an identity as it is now.
 pub(super) fn locate(identity: &Identity) -> Result<Bytes, OpenError> {
     let (path, _file, metadata) = find_open(identity, true)?;
-    let geometry = geometry(&path, metadata.len())?;
+    let geometry = geometry_of(&path, metadata.len())?;
     refuse_users(&path, true)?;
     Ok(encode(geometry, &identity.facts))
 }
@@ -110,7 +118,7 @@ pub(super) fn locate(identity: &Identity) -> Result<Bytes, OpenError> {
 pub(in crate::class) fn list(identity: &Identity) -> Option<LocalDevice> {
     let path = find(identity).ok()?;
     let metadata = fs::metadata(&path).ok()?;
-    let geometry = geometry(&path, metadata.len()).ok()?;
+    let geometry = geometry_of(&path, metadata.len()).ok()?;
     Some(LocalDevice {
         class: NAME.to_owned(),
         name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
@@ -264,7 +272,7 @@ fn refuse_users(path: &Path, read_only: bool) -> Result<(), OpenError> {
     }
 }
 
-fn geometry(path: &Path, size: u64) -> Result<Geometry, OpenError> {
+fn geometry_of(path: &Path, size: u64) -> Result<Geometry, OpenError> {
     let shown = path.display();
     if size == 0 {
         return Err(OpenError::Unfit(format!(

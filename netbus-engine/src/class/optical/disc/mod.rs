@@ -27,7 +27,7 @@ pub(super) use medium::{DriveMedium, ImageMedium};
 
 use super::read_ahead::{Fetch, Got, Limits, ReadAhead};
 use crate::backend::{Backend, Ticket};
-use crate::class::Presence;
+use crate::class::{Lost, Presence};
 
 /// Runs of 1 MiB take a slow DVD drive as long as going to another place. Four of them ahead are three seconds of a film;
 /// 64 MiB are enough for all readers whose place is remembered.
@@ -113,7 +113,7 @@ impl DiscBackend {
     /// Tells whether the disc is still there. Keeps no claim on it.
     pub(super) fn presence(&self) -> Presence {
         let shared = Arc::downgrade(&self.shared);
-        Arc::new(move || shared.upgrade().is_none_or(|shared| shared.is_there()))
+        Arc::new(move || Lost::unless(shared.upgrade().is_none_or(|shared| shared.is_there())))
     }
 }
 

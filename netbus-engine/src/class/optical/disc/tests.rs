@@ -51,13 +51,13 @@ fn nothing_of_a_disc_that_was_taken_out_is_given_to_anybody() {
     let disc = backend(&seen, &[]);
     assert!(read(&disc, 0, 4096).is_ok());
     let presence = disc.presence();
-    assert!(presence());
+    assert_eq!(presence(), Ok(()));
     seen.other.store(true, Ordering::SeqCst);
     let error = read(&disc, 32 << 20, 4096).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Gone);
     // Nor what was read before.
     assert_eq!(read(&disc, 0, 4096).unwrap_err().kind, ErrorKind::Gone);
-    assert!(!presence());
+    assert_eq!(presence(), Err(Lost::Unplugged));
     // Not even if the first disc is back: whoever opens it anew sees that.
     seen.other.store(false, Ordering::SeqCst);
     assert_eq!(read(&disc, 0, 4096).unwrap_err().kind, ErrorKind::Gone);

@@ -19,7 +19,7 @@ use crate::class::block::NAME;
 use crate::class::block::local::Description;
 use crate::class::block::scan::linux::{Disk, Kind, Snapshot, System, attribute};
 use crate::class::slug::slug;
-use crate::class::{Identified, Identity, OpenError, OpenedDevice, Stamp};
+use crate::class::{Identified, Identity, Lost, OpenError, OpenedDevice, Stamp};
 
 /// How long a disk that was unplugged may still be listed. The kernel fails its requests first, and takes it down then.
 const LEAVING_TIME: Duration = Duration::from_secs(2);
@@ -94,7 +94,7 @@ pub(in super::super) fn open_disk(identity: &Identity, read_only: bool) -> Resul
         is_there: Some(Box::new(move || failed.stays())),
         claims,
     };
-    start(disk.path.clone(), &identity.facts, description, instance, Arc::new(move || seen.is_there()))
+    start(disk.path.clone(), &identity.facts, description, instance, Arc::new(move || Lost::unless(seen.is_there())))
 }
 
 /// A device as it was when it was looked at; another one that comes into its place is not it.
