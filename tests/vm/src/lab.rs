@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
@@ -31,19 +32,20 @@ pub struct Pair {
     pub folder: PathBuf,
 }
 
-/// Runs a test on two machines that are in the state they boot into; other tests wait for their turn. The machines
-/// serve the next test if this one went well. Otherwise they are switched off, and the error has what they logged.
+/// Runs a test on two machines that are in the state they boot into. The machines serve the next test if this one went
+/// well. Otherwise they are switched off, and the error has what they logged. There are as many pairs of machines as
+/// tests run side by side.
 ///
 /// # Errors
 /// Those of the test. Also when the machines cannot boot, or the test has left something that they do not get rid of.
 pub fn on_two_machines(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    static IDLE: Mutex<Option<Pair>> = Mutex::new(None);
+    static IDLE: Mutex<Vec<Pair>> = Mutex::new(Vec::new());
     if !can_run() {
         return Ok(());
     }
-    // A test that panicked has taken its machines out and down.
-    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut pair = match idle.take() {
+    // A test that panics takes its machines down with it.
+    let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let mut pair = match idle {
         Some(pair) => pair,
         None => Pair::boot(run_folder()?)?,
     };
@@ -51,7 +53,7 @@ pub fn on_two_machines(test: impl FnOnce(&mut Pair) -> anyhow::Result<()>) -> an
     if let Err(error) = result {
         return Err(error.context(format!("{}\n{}", pair.attic.report(), pair.desk.report())));
     }
-    *idle = Some(pair);
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(pair);
     Ok(())
 }
 
@@ -207,8 +209,8 @@ impl RunFolder {
 
     /// Makes a folder for machines that share an Ethernet.
     fn new_dir(&self) -> anyhow::Result<PathBuf> {
-        let mut names = (1..).map(|number: u32| self.path.join(number.to_string()));
-        let dir = names.find(|dir| !dir.exists()).context("Numbers do not end")?;
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let dir = self.path.join(NUMBER.fetch_add(1, Ordering::Relaxed).to_string());
         fs::create_dir(&dir)?;
         Ok(dir)
     }
