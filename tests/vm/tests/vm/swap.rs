@@ -44,6 +44,11 @@ fn a_stick_is_carried(pair: &mut Pair, way: Way, rounds: u32) -> anyhow::Result<
         if round == 0 {
             pair.desk.netbus(&["swap", "backup", "--back"])?;
             writing.waits(&pair.desk)?;
+            // As an automounter does that is faster.
+            pair.desk.run(&format!("mount -o ro,noload {here} /mnt"))?;
+            let refused = pair.desk.try_netbus(&["swap", "backup", "--to", &here])?;
+            ensure!(refused.status == Some(1) && refused.stderr.contains("in use here"), "{refused:?}");
+            pair.desk.run("umount /mnt")?;
         }
         pair.desk.remove_disk(DISK)?;
         pair.attic.add_disk(DISK, &image, Bus::Usb)?;
