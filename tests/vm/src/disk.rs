@@ -17,6 +17,7 @@ use netbus_engine::kernel::swap::Claim;
 use netbus_helper_interface::Helper1ProxyBlocking;
 use netbus_helper_interface::disk::{DiskRequest, Features, Node, Swapped};
 use netbus_helper_interface::partition::{PartitionNode, PartitionRequest};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::UnixStream as UnixSocket;
 use tokio::runtime::Runtime;
 use zbus::blocking::Connection;
@@ -145,7 +146,11 @@ fn open(address: &str) -> anyhow::Result<OwnedFd> {
         address => {
             let stream = TcpStream::connect(address).with_context(|| format!("Nobody serves {address}"))?;
             stream.set_nodelay(true)?;
-            socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+            let socket = SockRef::from(&stream);
+            socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+            // As links have: who waits for an answer sends nothing that could be acknowledged.
+            let second = Duration::from_secs(1);
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(second).with_interval(second).with_retries(3))?;
             Ok(stream.into())
         }
     }
