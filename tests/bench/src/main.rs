@@ -52,12 +52,12 @@ use self::table::Report;
 const GROUPS: [&str; 7] = ["sequential", "random", "latency", "fan-out", "crowd", "memory", "pieces"];
 
 /// Those of virtual machines.
-const VM_GROUPS: [&str; 3] = ["disks", "usb", "optical"];
+const VM_GROUPS: [&str; 4] = ["disks", "usb", "optical", "ciphers"];
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", about = "Measure Netbus beside other servers, in one run on this machine")]
 struct Arguments {
-    /// Measure only these groups of rows; may be repeated. With --vm: disks, usb, optical.
+    /// Measure only these groups of rows; may be repeated. With --vm: disks, usb, optical, ciphers.
     #[arg(long, value_name = "GROUP", value_parser = [GROUPS.as_slice(), &VM_GROUPS].concat())]
     only: Vec<String>,
     /// Measure only beside these; may be repeated. Without it, beside all.
@@ -73,7 +73,8 @@ struct Arguments {
     #[arg(long, value_parser = clap::value_parser!(u64).range(8..))]
     size: Option<u64>,
     /// Measure nothing else: disks of the kernel beside others in an emulated machine, how long an application waits
-    /// when a link is lost, USB devices beside the kernel's USB/IP, and a disc beside iSCSI.
+    /// when a link is lost, USB devices beside the kernel's USB/IP, a disc beside iSCSI, and a host whose kernel has the
+    /// keys beside one whose daemon has them.
     #[arg(long, conflicts_with_all = ["against", "cable_pull", "breakdown", "flame_graph"])]
     vm: bool,
     /// Measure nothing else: pull a cable for five seconds under load, and draw the throughput into this file (SVG).

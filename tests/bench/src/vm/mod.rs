@@ -10,8 +10,10 @@
 //! - [`outages`]: how long an application waits when a link is lost.
 //! - [`usb`]: USB devices beside the kernel's own way to share them.
 //! - [`optical`]: a disc beside a drive whose commands iSCSI passes on.
+//! - [`ciphers`]: the host's keys in its daemon beside the host's keys in its kernel.
 //! - [`report`]: the tables.
 
+mod ciphers;
 mod daemons;
 mod devices;
 mod optical;
@@ -51,6 +53,9 @@ pub(crate) fn measure(run: &Run) -> Result<()> {
     }
     if run.wants("optical") {
         io::stdout().write_all(on_two_machines_alone(|pair| optical::measure(run, pair))?.as_bytes())?;
+    }
+    if run.wants("ciphers") {
+        io::stdout().write_all(on_two_machines_alone(|pair| ciphers::measure(run, &pair.desk))?.as_bytes())?;
     }
     Ok(())
 }
