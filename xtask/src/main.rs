@@ -36,7 +36,8 @@ fn main() -> ExitCode {
         Verb::Cross { windows, macos } => cross::cross(cross::Targets::chosen(windows, macos)),
         Verb::Bench { arguments } => bench::bench(&arguments),
         Verb::Package { debug } => {
-            package::package(if debug { package::Profile::Debug } else { package::Profile::Release })
+            let profile = if debug { package::Profile::Debug } else { package::Profile::Release };
+            package::package(profile)
         }
         Verb::Setup => setup::everything().map(drop),
     };
@@ -86,7 +87,7 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Make the package for Debian and Ubuntu; prints where it is.
+    /// Make the packages for Debian, Ubuntu, Fedora and their like; prints where they are.
     Package {
         /// Of the debug build.
         #[arg(long)]

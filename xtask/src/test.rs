@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::package::{Form, Package, Profile};
 use crate::setup::Done;
 use crate::setup::kernel;
 use crate::steps::{Outcome, Steps, Tally};
@@ -146,7 +147,11 @@ fn window() -> Result<Outcome> {
             tally.set_broken();
         }
     }
-    command::run(project::cargo().args(["build", "--package", "netbus-engine"]))?;
+    command::run(project::cargo().args(["build", "--package", "netbus-engine", "--package", "netbus-helper"]))?;
+    // One of them installs the packages.
+    for package in [Package::Daemon, Package::Desktop] {
+        package::make(package, Profile::Debug, &[Form::Deb, Form::Rpm])?;
+    }
     as_root(project::APP_TESTS, "tests/app", &[], &mut tally)?;
     Ok(Outcome::Tested(tally))
 }
@@ -167,7 +172,7 @@ fn vm(filters: &[String]) -> Result<Outcome> {
     // These tests start the real programs, which are other crates'.
     command::run(project::cargo().args(["build", "--package", "netbus-engine", "--package", "netbus-helper"]))?;
     // One of them installs the package.
-    package::make(package::Profile::Debug)?;
+    package::make(Package::Daemon, Profile::Debug, &[Form::Deb])?;
     counted(project::cargo().args(["test", "--package", project::VM_TESTS, "--no-fail-fast", "--"]).args(filters))
 }
 

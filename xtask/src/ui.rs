@@ -143,7 +143,12 @@ pub(crate) fn cargo() -> Command {
 
 /// Where the built program is.
 pub(crate) fn program() -> PathBuf {
-    program_dir().join(format!("target/debug/netbus-app{}", env::consts::EXE_SUFFIX))
+    program_in("debug")
+}
+
+/// Where the program of a build is, `debug` or `release`.
+pub(crate) fn program_in(build: &str) -> PathBuf {
+    program_dir().join("target").join(build).join(format!("netbus-app{}", env::consts::EXE_SUFFIX))
 }
 
 fn page_dir() -> PathBuf {

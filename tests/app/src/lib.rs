@@ -6,13 +6,16 @@
 //! - [`display`]: an X server without a screen.
 //! - [`driver`]: the web driver's words, as far as they are needed here.
 //! - [`panel`]: the desktop's panel with the icons in its tray.
+//! - [`system`]: this machine with the packages installed.
 //! - [`window`]: the app, and what a person sees and does in it.
 
 pub mod display;
 pub mod driver;
 pub mod panel;
+pub mod system;
 pub mod window;
 
 pub use display::Display;
 pub use panel::Panel;
+pub use system::System;
 pub use window::Window;

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, ensure};
 use netbus_lan_tests::wait_for;
 
-use crate::Display;
 use crate::driver::{Element, Session};
+use crate::{Display, System};
 
 /// The app's window. It is closed when this is dropped.
 pub struct Window {
@@ -25,8 +25,30 @@ impl Window {
     pub fn open(display: &Display, name: &str, variables: &[(&str, &Path)]) -> anyhow::Result<Self> {
         let program = program();
         ensure!(program.exists(), "{} is not there: `cargo xtask test ui` builds it", program.display());
+        Self::drive(display, name, variables, Command::new("WebKitWebDriver"), &program)
+    }
+
+    /// Opens the one that is installed in a system.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn open_installed(
+        display: &Display,
+        name: &str,
+        variables: &[(&str, &Path)],
+        system: &System,
+    ) -> anyhow::Result<Self> {
+        Self::drive(display, name, variables, system.command("WebKitWebDriver"), Path::new("/usr/bin/netbus-desktop"))
+    }
+
+    fn drive(
+        display: &Display,
+        name: &str,
+        variables: &[(&str, &Path)],
+        mut driver: Command,
+        program: &Path,
+    ) -> anyhow::Result<Self> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let mut driver = Command::new("WebKitWebDriver");
         driver.arg(format!("--port={port}")).env("TAURI_WEBVIEW_AUTOMATION", "true");
         display.adopt(&mut driver)?;
         driver.envs(variables.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null());

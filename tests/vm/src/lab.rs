@@ -217,7 +217,7 @@ impl RunFolder {
 
     /// Copies the package, of which there is one.
     fn copy_package(&self, to: &Path) -> anyhow::Result<()> {
-        let dir = self.profile_dir.join("package");
+        let dir = self.profile_dir.join("package/netbus");
         let entries = fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
         let package = entries.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"));
         let package = package

@@ -6,45 +6,32 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{command, project};
+use super::{Package, source_dir, version};
+use crate::command;
 
-/// What runs on the user's machine when the package comes and goes.
+/// What runs on the user's machine when a package comes and goes, where the package has it.
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
-/// Adds the folder `DEBIAN` to a tree; gives the package's full name, `netbus_VERSION_ARCHITECTURE`.
-pub(super) fn write(tree_dir: &Path, scratch_dir: &Path) -> Result<String> {
-    let source_dir = project::root_dir().join("installers/linux/debian");
+/// Adds the folder `DEBIAN` to a tree; gives the package's full name, `NAME_VERSION_ARCHITECTURE`.
+pub(super) fn write(package: Package, tree_dir: &Path, scratch_dir: &Path) -> Result<String> {
+    let form_dir = source_dir().join("debian").join(package.name());
     let sums = sums(tree_dir)?;
     let (version, architecture) = (version()?, architecture()?);
     let kibibytes = command::output(Command::new("du").args(["-sk", "--apparent-size"]).arg(tree_dir))?;
-    let form = fs::read_to_string(source_dir.join("control"))?;
+    let form = fs::read_to_string(form_dir.join("control"))?;
     let control = form
         .replace("{version}", &version)
         .replace("{architecture}", &architecture)
         .replace("{size}", kibibytes.split_whitespace().next().context("du tells a size")?)
-        .replace("{libraries}", &libraries(tree_dir, scratch_dir)?);
+        .replace("{libraries}", &libraries(package, tree_dir, scratch_dir)?);
     let control_dir = tree_dir.join("DEBIAN");
     fs::create_dir(&control_dir)?;
     fs::write(control_dir.join("control"), control)?;
     fs::write(control_dir.join("md5sums"), sums)?;
-    for script in SCRIPTS {
-        let mut install = Command::new("install");
-        command::output(install.args(["-m", "755"]).arg(source_dir.join(script)).arg(&control_dir))?;
+    for script in SCRIPTS.map(|script| form_dir.join(script)).iter().filter(|script| script.exists()) {
+        command::output(Command::new("install").args(["-m", "755"]).arg(script).arg(&control_dir))?;
     }
-    Ok(format!("netbus_{version}_{architecture}"))
-}
-
-fn version() -> Result<String> {
-    let metadata = project::metadata()?;
-    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
-    let engine = packages.iter().find(|package| package["name"] == "netbus-engine");
-    let version = engine.and_then(|engine| engine["version"].as_str()).context("netbus-engine has no version")?;
-    Ok(debian_version(version))
-}
-
-/// A version as Debian orders it: what comes before a release has a tilde.
-fn debian_version(version: &str) -> String {
-    version.replacen('-', "~", 1)
+    Ok(format!("{}_{version}_{architecture}", package.name()))
 }
 
 fn architecture() -> Result<String> {
@@ -52,14 +39,14 @@ fn architecture() -> Result<String> {
 }
 
 /// The packages of the libraries that the programs are linked to, in the versions that they need.
-fn libraries(tree_dir: &Path, scratch_dir: &Path) -> Result<String> {
+fn libraries(package: Package, tree_dir: &Path, scratch_dir: &Path) -> Result<String> {
     // The tool looks for the source package that it usually works in.
     let folder = scratch_dir.join("debian");
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("control"), "Source: netbus\n\nPackage: netbus\nArchitecture: any\n")?;
     let mut tool = Command::new("dpkg-shlibdeps");
     tool.arg("-O").current_dir(scratch_dir);
-    for program in ["usr/bin/netbus", "usr/libexec/netbus-helper"] {
+    for program in package.programs() {
         tool.arg("-e").arg(tree_dir.join(program));
     }
     let said = command::output(&mut tool)?;
@@ -75,15 +62,4 @@ fn sums(tree_dir: &Path) -> Result<String> {
     let mut files: Vec<&str> = listing.lines().collect();
     files.sort_unstable();
     command::output(Command::new("md5sum").args(files).current_dir(tree_dir))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_release_is_newer_than_what_came_before_it() {
-        assert_eq!(debian_version("0.2.0-alpha.1"), "0.2.0~alpha.1");
-        assert_eq!(debian_version("0.1.0"), "0.1.0");
-    }
 }

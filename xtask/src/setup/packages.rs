@@ -43,7 +43,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 61] = [
+pub(crate) const PACKAGES: [Package; 65] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -89,6 +89,10 @@ pub(crate) const PACKAGES: [Package; 61] = [
     package("dpkg", Group::Package, "making the package, and installing it on that machine"),
     package("dpkg-dev", Group::Package, "what it depends on (dpkg-shlibdeps)"),
     package("binutils", Group::Package, "programs without what only debuggers read (strip)"),
+    package("rpm", Group::Package, "the same for Fedora and its like (rpmbuild), and a look at it"),
+    package("desktop-file-utils", Group::Package, "a check of the window's entry in menus (desktop-file-validate)"),
+    package("appstream", Group::Package, "a check of what shops for software tell of it (appstreamcli)"),
+    package("lintian", Group::Package, "a check of the packages"),
     package("pkg-config", Group::Ui, "finding the web view's libraries"),
     package("libwebkit2gtk-4.1-dev", Group::Ui, "the web view of the window"),
     package("xvfb", Group::Ui, "a display for the window in tests"),

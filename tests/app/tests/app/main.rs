@@ -2,5 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic_in_result_fn)]
 
+mod package;
 mod service;
 mod story;
