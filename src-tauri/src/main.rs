@@ -4,8 +4,8 @@
 //! - [`engine`]: keeps the view, from one look at the daemon and its news, and outlives the daemon.
 //! - [`service`]: starts the daemon where it does not run.
 //! - [`commands`]: what the page may ask for.
-//! - `tray`: the icon, and [`summary`] and [`words`] for what it says.
-//! - [`desktop`]: what differs from system to system.
+//! - [`desktop`]: what differs from system to system, above all the icon in the tray; [`summary`] and [`words`] are for
+//!   what that says.
 #![cfg_attr(not(debug_assertions), windows_subsystem = "windows")]
 
 mod commands;
@@ -13,8 +13,6 @@ mod desktop;
 mod engine;
 mod service;
 mod summary;
-#[cfg(target_os = "linux")]
-mod tray;
 #[cfg(test)]
 mod types;
 mod view;
@@ -61,30 +59,12 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         ])
         .setup(move |app| {
             tauri::async_runtime::spawn(Arc::clone(&engine).follow());
-            #[cfg(target_os = "linux")]
-            keep_in_tray(app, &engine);
+            desktop::keep_in_tray(app.handle(), &engine);
             tauri::async_runtime::spawn(show(engine, app.handle().clone()));
             Ok(())
         })
         .run(tauri::generate_context!())?;
     Ok(())
-}
-
-/// Shows the icon in the tray. As long as it is seen, a window that is closed is only hidden.
-#[cfg(target_os = "linux")]
-fn keep_in_tray(app: &tauri::App, engine: &Arc<Engine>) {
-    let seen = tray::Seen::default();
-    tauri::async_runtime::spawn(tray::show(Arc::clone(engine), app.handle().clone(), seen.clone()));
-    let Some(window) = app.get_webview_window(MAIN) else { return };
-    let hidden = window.clone();
-    window.on_window_event(move |event| {
-        if let tauri::WindowEvent::CloseRequested { api, .. } = event
-            && seen.get()
-        {
-            api.prevent_close();
-            let _ = hidden.hide();
-        }
-    });
 }
 
 /// Shows the window, wherever it is.

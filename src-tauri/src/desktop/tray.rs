@@ -1,13 +1,13 @@
 //! The icon in the tray: a `StatusNotifierItem`, which desktops without a tray simply do not show.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use ksni::menu::{StandardItem, SubMenu};
 use ksni::{Icon, MenuItem, Status, ToolTip, TrayMethods as _};
 use netbus_control::api::Call;
 use tauri::AppHandle;
 
+use super::Seen;
 use crate::engine::Engine;
 use crate::summary::Condition;
 use crate::view::View;
@@ -17,26 +17,19 @@ use crate::{bring_up, tell_failure};
 /// Width and height of the icon in pixels.
 const SIZE: i32 = 32;
 
-/// Whether an icon is seen, so that a closed window can be opened again.
-#[derive(Clone, Default)]
-pub(crate) struct Seen(Arc<AtomicBool>);
-
-impl Seen {
-    /// Whether it is.
-    pub(crate) fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
+/// Shows the icon and keeps it as the view is, for ever.
+pub(super) fn show(engine: &Arc<Engine>, app: &AppHandle, seen: &Seen) {
+    tauri::async_runtime::spawn(keep(Arc::clone(engine), app.clone(), seen.clone()));
 }
 
-/// Shows the icon and keeps it as the view is, for ever.
-pub(crate) async fn show(engine: Arc<Engine>, app: AppHandle, seen: Seen) {
+async fn keep(engine: Arc<Engine>, app: AppHandle, seen: Seen) {
     let mut views = engine.views();
-    seen.0.store(true, Ordering::Relaxed);
+    seen.set(true);
     let view = views.borrow_and_update().clone();
     let tray = Tray { engine, app, view, seen: seen.clone() };
     // Without a message bus there is no tray to be had, now or later.
     let Ok(handle) = tray.assume_sni_available(true).spawn().await else {
-        seen.0.store(false, Ordering::Relaxed);
+        seen.set(false);
         return;
     };
     while views.changed().await.is_ok() {
@@ -87,11 +80,11 @@ impl ksni::Tray for Tray {
     }
 
     fn watcher_online(&self) {
-        self.seen.0.store(true, Ordering::Relaxed);
+        self.seen.set(true);
     }
 
     fn watcher_offline(&self, _: ksni::OfflineReason) -> bool {
-        self.seen.0.store(false, Ordering::Relaxed);
+        self.seen.set(false);
         // What was hidden would be out of reach.
         bring_up(&self.app);
         true
