@@ -33,11 +33,14 @@ fn main() -> ExitCode {
         Verb::Run => run::run(),
         Verb::Test { fast, filters } => test::test(fast, &filters),
         Verb::Check => check::check(),
-        Verb::Cross { windows, macos } => cross::cross(cross::Targets::chosen(windows, macos)),
+        Verb::Cross { windows, macos, app } => {
+            let targets = cross::Targets::chosen(windows, macos);
+            if app { cross::cross_app(targets) } else { cross::cross(targets) }
+        }
         Verb::Bench { arguments } => bench::bench(&arguments),
-        Verb::Package { debug } => {
+        Verb::Package { debug, windows } => {
             let profile = if debug { package::Profile::Debug } else { package::Profile::Release };
-            package::package(profile)
+            if windows { package::package_windows(profile) } else { package::package(profile) }
         }
         Verb::Setup => setup::everything().map(drop),
     };
@@ -79,6 +82,9 @@ enum Verb {
         /// Only macOS.
         #[arg(long)]
         macos: bool,
+        /// The window instead, which is checked and not run.
+        #[arg(long)]
+        app: bool,
     },
     /// Measure the release build beside other servers; `cargo xtask bench --help` tells what can be chosen.
     #[command(disable_help_flag = true)]
@@ -92,6 +98,9 @@ enum Verb {
         /// Of the debug build.
         #[arg(long)]
         debug: bool,
+        /// An archive for Windows instead.
+        #[arg(long)]
+        windows: bool,
     },
     /// Install the packages that building, running and testing need.
     Setup,

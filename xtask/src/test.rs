@@ -120,7 +120,9 @@ fn window() -> Result<Outcome> {
     if let Some(reason) = lacks_namespaces() {
         return Ok(Outcome::Skipped(reason));
     }
-    for program in ["pkg-config", "WebKitWebDriver", "Xvfb", "chromium"] {
+    let page = ["pkg-config", "WebKitWebDriver", "Xvfb", "chromium"];
+    let packages = ["rpmbuild", "lintian", "desktop-file-validate", "appstreamcli"];
+    for program in page.into_iter().chain(packages) {
         if command::find(program).is_none() {
             return Ok(Outcome::Skipped(format!("{program} is missing")));
         }

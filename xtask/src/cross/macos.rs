@@ -15,14 +15,27 @@ const ZIG: &str = "ziglang==0.17.1";
 
 /// Lints the portable crates, their programs and tests, as macOS compiles them.
 pub(super) fn check() -> Result<()> {
-    let zig = zig()?;
     let mut clippy = toolchain::cargo("clippy", TARGET)?;
+    compile_c(&mut clippy)?;
+    command::run(clippy.args(CHECKED).args(["--all-targets", "--", "-D", "warnings"])).context("macOS, lints")
+}
+
+/// Lints the window's program and its tests, as macOS compiles them.
+pub(super) fn check_app() -> Result<()> {
+    let mut clippy = toolchain::app_cargo("clippy", TARGET)?;
+    compile_c(&mut clippy)?;
+    command::run(clippy.args(["--all-targets", "--", "-D", "warnings"])).context("macOS, lints of the window")
+}
+
+/// Has zig compile what is C.
+fn compile_c(cargo: &mut Command) -> Result<()> {
+    let zig = zig()?;
     let compiler = script("zig-cc", &compiler_script(&zig))?;
     let archiver = script("zig-ar", &format!("#!/bin/sh\nexec '{}' ar \"$@\"\n", zig.display()))?;
-    clippy.env("CC_aarch64_apple_darwin", compiler).env("AR_aarch64_apple_darwin", archiver);
+    cargo.env("CC_aarch64_apple_darwin", compiler).env("AR_aarch64_apple_darwin", archiver);
     // A named folder, even one that does not exist, keeps build scripts from asking Xcode for it.
-    clippy.env("SDKROOT", "/nonexistent");
-    command::run(clippy.args(CHECKED).args(["--all-targets", "--", "-D", "warnings"])).context("macOS, lints")
+    cargo.env("SDKROOT", "/nonexistent");
+    Ok(())
 }
 
 /// Zig's program, from a Python environment of our own.

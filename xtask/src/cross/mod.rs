@@ -9,10 +9,13 @@ mod macos;
 mod toolchain;
 mod windows;
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 
 use crate::setup::{self, Done, Group};
 use crate::steps::{Outcome, Tally};
+use crate::ui;
 
 /// The crates that must compile everywhere.
 const CHECKED: [&str; 10] = [
@@ -57,15 +60,67 @@ pub(crate) fn cross(targets: Targets) -> Result<()> {
     }
 }
 
+/// The verb for the window: checks it for the targets. It is no step of the tests, since it compiles for minutes what
+/// others have written.
+///
+/// # Errors
+/// It does not compile, a lint speaks, or the compilers cannot be had here.
+pub(crate) fn cross_app(targets: Targets) -> Result<()> {
+    require_compilers()?;
+    build_page()?;
+    let results =
+        [targets.macos.then(macos::check_app), targets.windows.then(windows::check_app)].into_iter().flatten();
+    let failures: Vec<_> = results.filter_map(Result::err).collect();
+    for failure in &failures {
+        println!("{failure:#}");
+    }
+    if !failures.is_empty() {
+        bail!("The window is not ready for other systems");
+    }
+    Ok(())
+}
+
+/// Builds the daemon and the window for Windows; gives what is to be put into one folder there.
+///
+/// # Errors
+/// Something does not build, or the compilers cannot be had here.
+pub(crate) fn windows_files(release: bool) -> Result<Vec<PathBuf>> {
+    require_compilers()?;
+    build_page()?;
+    windows::build(release)
+}
+
+/// The page is the same on every system, and built into the program.
+fn build_page() -> Result<()> {
+    let node = ui::Node::provide()?;
+    ui::install_packages(&node)?;
+    ui::build_page(&node)
+}
+
+fn require_compilers() -> Result<()> {
+    match missing_compilers()? {
+        Some(reason) => bail!("Cannot compile for other systems on this one: {reason}"),
+        None => Ok(()),
+    }
+}
+
+/// Installs the compilers for other systems; gives a phrase that says why they cannot be had here, if so.
+fn missing_compilers() -> Result<Option<String>> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) || !toolchain::is_offered() {
+        return Ok(Some("the compilers for it come from Debian 12 or later on a 64-bit PC".to_owned()));
+    }
+    Ok(match setup::setup(&[Group::Cross, Group::Python])? {
+        Done::Incomplete(reason) => Some(reason),
+        Done::Complete => None,
+    })
+}
+
 /// The step of `cargo xtask test`.
 ///
 /// # Errors
 /// As [`cross`].
 pub(crate) fn step(targets: Targets) -> Result<Outcome> {
-    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) || !toolchain::is_offered() {
-        return Ok(Outcome::Skipped("the compilers for it come from Debian 12 or later on a 64-bit PC".to_owned()));
-    }
-    if let Done::Incomplete(reason) = setup::setup(&[Group::Cross, Group::Python])? {
+    if let Some(reason) = missing_compilers()? {
         return Ok(Outcome::Skipped(reason));
     }
     let mut tally = Tally::default();

@@ -12,6 +12,8 @@ use crate::{command, test};
 
 const TARGET: &str = "x86_64-pc-windows-gnu";
 const COMPILER: &str = "x86_64-w64-mingw32-gcc-posix";
+/// What a window finds the system's web view with.
+const LOADER: &str = "WebView2Loader.dll";
 /// Debian's 64-bit wine is not on the search path.
 const WINE: &str = "/usr/lib/wine/wine64";
 
@@ -19,6 +21,38 @@ const WINE: &str = "/usr/lib/wine/wine64";
 pub(super) fn check() -> Result<()> {
     let mut clippy = cargo("clippy")?;
     command::run(clippy.args(CHECKED).args(["--all-targets", "--", "-D", "warnings"])).context("Windows, lints")
+}
+
+/// Lints the window's program and its tests, as Windows compiles them.
+pub(super) fn check_app() -> Result<()> {
+    let mut clippy = for_windows(toolchain::app_cargo("clippy", TARGET)?);
+    command::run(clippy.args(["--all-targets", "--", "-D", "warnings"])).context("Windows, lints of the window")
+}
+
+/// Builds the daemon and the window; gives their programs, and the library that the window needs beside it.
+pub(super) fn build(release: bool) -> Result<Vec<PathBuf>> {
+    let mut core = cargo("build")?;
+    core.args(["--package", "netbus-engine", "--bin", "netbus"]);
+    let mut app = for_windows(toolchain::app_cargo("build", TARGET)?);
+    if release {
+        core.arg("--release");
+        app.arg("--release");
+    }
+    command::run(&mut core).context("Windows, the daemon")?;
+    command::run(&mut app).context("Windows, the window")?;
+    let profile = if release { "release" } else { "debug" };
+    let work_dir = toolchain::work_dir()?;
+    let built_dir = |output: &str| work_dir.join(output).join(TARGET).join(profile);
+    let app_dir = built_dir(&format!("app-{TARGET}"));
+    let files = [built_dir(TARGET).join("netbus.exe"), app_dir.join("netbus-app.exe"), loader(&app_dir)?];
+    Ok(files.into())
+}
+
+/// Microsoft's library that finds the system's web view. The crate that calls it brings it.
+fn loader(app_dir: &Path) -> Result<PathBuf> {
+    let builds = fs::read_dir(app_dir.join("build")).context("Cannot look into the build of the window")?;
+    let found = builds.flatten().map(|build| build.path().join("out/x64").join(LOADER)).find(|path| path.is_file());
+    found.with_context(|| format!("The build of the window has left no {LOADER}"))
 }
 
 /// What is built and run: all tests of the protocol; of the engine the library's own and those of the bus, which join
@@ -39,10 +73,14 @@ pub(super) fn test(tally: &mut Tally) -> Result<()> {
 }
 
 fn cargo(verb: &str) -> Result<Command> {
-    let mut cargo = toolchain::cargo(verb, TARGET)?;
+    toolchain::cargo(verb, TARGET).map(for_windows)
+}
+
+/// Has mingw compile what is C, and link.
+fn for_windows(mut cargo: Command) -> Command {
     cargo.env("CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER", COMPILER);
     cargo.env("CC_x86_64_pc_windows_gnu", COMPILER).env("AR_x86_64_pc_windows_gnu", "x86_64-w64-mingw32-ar");
-    Ok(cargo)
+    cargo
 }
 
 /// A Windows of our own for the tests, made once.

@@ -3,6 +3,7 @@
 //! - [`daemon`], [`desktop`]: the files of each package, and where they go.
 //! - [`tree`]: how files get into a tree. [`copyright`]: whose they are.
 //! - [`control`]: what Debian's package manager is told of them. [`rpm`]: what Fedora's is.
+//! - [`windows`]: a folder for Windows.
 //!
 //! Each package is in `target/PROFILE/package/NAME`, alone of its kind; the tree that it is made of is beside it, for those
 //! who want to look.
@@ -13,6 +14,7 @@ mod daemon;
 mod desktop;
 mod rpm;
 mod tree;
+mod windows;
 
 use std::env;
 use std::fs;
@@ -21,6 +23,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use self::windows::package as package_windows;
 use crate::setup::{self, Group};
 use crate::{command, project, ui};
 

@@ -43,7 +43,7 @@ impl Group {
 }
 
 /// Every package that the project asks for.
-pub(crate) const PACKAGES: [Package; 65] = [
+pub(crate) const PACKAGES: [Package; 66] = [
     package("gcc", Group::Build, "linking, and the C and assembler parts of aws-lc"),
     package("libc6-dev", Group::Build, "the C library's headers"),
     package("ca-certificates", Group::Build, "fetching crates over TLS"),
@@ -104,6 +104,7 @@ pub(crate) const PACKAGES: [Package; 65] = [
     package("rust-web-src", Group::Cross, "the source of its standard library"),
     package("rust-web-clippy", Group::Cross, "lints of code that only other systems compile"),
     package("gcc-mingw-w64-x86-64-posix", Group::Cross, "C parts and linking for Windows"),
+    package("zip", Group::Cross, "the archive for Windows"),
     package("wine64", Group::Cross, "running the tests for Windows"),
     package("python3-venv", Group::Python, "Node.js where it is too old, and the C compiler for macOS (ziglang)"),
     package("nbdkit", Group::Bench, "measuring beside an NBD server, plain and with TLS; qemu-nbd is in qemu-utils"),
