@@ -165,6 +165,7 @@ impl Discovery {
             here: HashSet::new(),
             uses_loopback: true,
             naming: Naming::Listening,
+            rival: None,
             directory: Directory::default(),
         };
         task.enable_interfaces()?;
@@ -296,6 +297,8 @@ struct Task {
     here: HashSet<IpAddr>,
     uses_loopback: bool,
     naming: Naming,
+    /// The host that was heard to have the name while this machine asked for it.
+    rival: Option<String>,
     directory: Directory,
 }
 
@@ -403,6 +406,9 @@ impl Task {
                 let label = label::from_full_name(&full_name, SERVICE);
                 if label.is_some_and(|label| self.announcement.is_called(label)) {
                     self.naming = Naming::Announced;
+                    if let Some(rival) = self.rival.take() {
+                        self.settle(&rival);
+                    }
                 }
             }
             DaemonEvent::IpAdd(address) => {
@@ -444,10 +450,21 @@ impl Task {
         }
     }
 
-    /// Settles whose the name is after two networks with a machine of this name each became one. The library settles
-    /// only what it meets while it asks for a name, so both are announced by now. Both machines judge the same way.
+    /// Another machine has this one's name, which the library settles only if it hears that while it asks for the name:
+    /// not if a busy machine answered just before, nor later, as when two networks with a machine of this name each
+    /// become one.
     fn contested(&mut self, other: &ResolvedService) {
-        if self.naming == Naming::Announced && self.announcement.host.as_str() > host_label(other) {
+        match self.naming {
+            // It is known by now, and another name will be chosen.
+            Naming::Listening => {}
+            Naming::Asking => self.rival = Some(host_label(other).to_owned()),
+            Naming::Announced => self.settle(host_label(other)),
+        }
+    }
+
+    /// Gives the name to one of two machines that have announced it. Both judge the same way.
+    fn settle(&mut self, rival: &str) {
+        if self.announcement.host.as_str() > rival {
             note(self.rename(self.announcement.number + 1));
         }
     }
@@ -467,6 +484,7 @@ impl Task {
 
     fn announce(&mut self) -> mdns_sd::Result<()> {
         self.naming = Naming::Asking;
+        self.rival = None;
         self.daemon.register(self.announcement.info(&self.interfaces)?)
     }
 
@@ -537,3 +555,6 @@ fn heard_of(service: &ResolvedService) -> impl Iterator<Item = Heard> {
         Heard { address: address.to_ip_addr(), interface }
     })
 }
+
+#[cfg(test)]
+mod tests;
