@@ -9,6 +9,7 @@ use tauri::State;
 
 use crate::desktop;
 use crate::engine::Engine;
+use crate::player;
 use crate::view::View;
 
 /// What the window shows now.
@@ -52,6 +53,15 @@ pub(crate) async fn open_node(engine: State<'_, Arc<Engine>>, channel: String) -
     // The folder, so that the user chooses what to open the node with.
     let folder = Path::new(&node).parent().and_then(Path::to_str).unwrap_or(&node);
     desktop::open(folder).map_err(|error| ApiError::of(ErrorKind::Unavailable, &error))
+}
+
+/// Plays the film on a disc of another machine; returns when it is over.
+///
+/// # Errors
+/// There is no player here, or the disc cannot be used.
+#[tauri::command]
+pub(crate) async fn play(channel: String) -> Result<(), ApiError> {
+    player::play(&channel).await
 }
 
 /// Whether the page has a control for this verb. Code that found its way into the page must not end the daemon.

@@ -3,14 +3,18 @@
 //! - [`view`]: what the window shows, as the page gets it.
 //! - [`engine`]: keeps the view, from one look at the daemon and its news, and outlives the daemon.
 //! - [`service`]: starts the daemon where it does not run.
+//! - [`player`]: plays a disc.
 //! - [`commands`]: what the page may ask for.
 //! - [`desktop`]: what differs from system to system, above all the icon in the tray; [`summary`] and [`words`] are for
 //!   what that says.
+//! - [`notices`]: what the user is told while the window may be closed.
 #![cfg_attr(not(debug_assertions), windows_subsystem = "windows")]
 
 mod commands;
 mod desktop;
 mod engine;
+mod notices;
+mod player;
 mod service;
 mod summary;
 #[cfg(test)]
@@ -55,10 +59,12 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             commands::view,
             commands::call,
             commands::start_engine,
-            commands::open_node
+            commands::open_node,
+            commands::play
         ])
         .setup(move |app| {
             tauri::async_runtime::spawn(Arc::clone(&engine).follow());
+            tauri::async_runtime::spawn(notices::tell(Arc::clone(&engine)));
             desktop::keep_in_tray(app.handle(), &engine);
             tauri::async_runtime::spawn(show(engine, app.handle().clone()));
             Ok(())

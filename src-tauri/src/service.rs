@@ -53,7 +53,7 @@ pub(crate) async fn start() -> Result<(), StartError> {
 }
 
 /// The program: beside this one, or on the search path.
-fn program() -> Option<PathBuf> {
+pub(crate) fn program() -> Option<PathBuf> {
     let name = format!("netbus{}", env::consts::EXE_SUFFIX);
     let beside = env::current_exe().ok().and_then(|path| path.parent().map(PathBuf::from));
     let path = env::var_os("PATH").unwrap_or_default();

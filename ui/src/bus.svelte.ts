@@ -50,6 +50,11 @@ export async function openNode(channel: string): Promise<void> {
   await invoke("open_node", { channel }).catch(fail);
 }
 
+/** Plays a disc; what keeps it from being played becomes a notice. */
+export async function play(channel: string): Promise<void> {
+  await invoke("play", { channel }).catch(fail);
+}
+
 /** Tells what went well. It goes away by itself. */
 export function say(text: string): void {
   const id = tell("done", text, []);

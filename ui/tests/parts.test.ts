@@ -1,4 +1,4 @@
-import { fireEvent, render, screen, within } from "@testing-library/svelte";
+import { cleanup, fireEvent, render, screen, within } from "@testing-library/svelte";
 import { expect, test, vi } from "vitest";
 import App from "../src/App.svelte";
 import { bus } from "../src/bus.svelte";
@@ -145,4 +145,25 @@ test("a refusal outside of a dialog is told until it is dismissed", async () => 
   await screen.findByText("attic is away");
   await press("Dismiss");
   expect(screen.queryByText("attic is away")).toBeNull();
+});
+
+test("a disc is played where it is offered and where it is in use, and what is missing is told", async () => {
+  const played = vi.fn();
+  const { mockIPC } = await import("@tauri-apps/api/mocks");
+  mockIPC((command, payload) => {
+    played(command, payload);
+    throw { kind: "unavailable", message: "Install vlc or mpv", causes: [] };
+  });
+  const film = { ...backup, channel: "film", label: "Film", class: "optical", read_only: true };
+  show({ peers: [attic], channels: [film, backup] });
+  expect(screen.queryByRole("button", { name: "Play backup" })).toBeNull();
+  await press("Play Film");
+  expect(played).toHaveBeenCalledWith("play", { channel: "attic/film" });
+  await screen.findByText(/Install vlc or mpv/);
+  cleanup();
+
+  const inUse = { ...used, channel: "attic/film", label: "Film", class: "optical", node: "/run/netbus/film.iso" };
+  show({ peers: [attic], subscribed: [inUse] });
+  await press("Play Film");
+  expect(played).toHaveBeenCalledTimes(2);
 });

@@ -1,4 +1,5 @@
-//! What differs from system to system: the tray, the user's services, processes that outlive this one, the file manager.
+//! What differs from system to system: the tray, notifications, the user's services, processes that outlive this one, the
+//! file manager.
 //!
 //! - `tray`: the icon on Linux, where desktops take it over the message bus.
 //! - `native_tray`: the icon of Windows and macOS.
@@ -20,6 +21,11 @@ use tokio::process::Command;
 use self::native_tray as tray;
 use crate::MAIN;
 use crate::engine::Engine;
+use crate::notices::Notice;
+
+/// The icon's name in the system's theme, as the package installs it.
+#[cfg(not(target_os = "macos"))]
+const ICON: &str = "org.netbus.Netbus";
 
 /// Prepares this process before the window library looks at its environment.
 pub(crate) fn prepare() {}
@@ -71,6 +77,34 @@ pub(crate) fn detach(command: &mut Command) {
     command.process_group(0);
     #[cfg(windows)]
     command.creation_flags(0x0800_0200);
+}
+
+/// Tells the user something, as the system tells what programs have to say. Where it shows nothing, nothing is lost: the
+/// window shows the same.
+pub(crate) async fn notify(notice: Notice) {
+    let Notice { title, text } = notice;
+    #[cfg(not(target_os = "macos"))]
+    {
+        let mut notification = notify_rust::Notification::new();
+        notification.appname("Netbus").icon(ICON).summary(&title).body(&text);
+        #[cfg(target_os = "linux")]
+        let shown = notification.show_async().await.map(drop);
+        #[cfg(not(target_os = "linux"))]
+        let shown = notification.show();
+        if let Err(error) = shown {
+            eprintln!("A notification is not shown: {error}");
+        }
+    }
+    #[cfg(target_os = "macos")]
+    {
+        let mut script = Command::new("osascript");
+        let lines = ["on run argv", "display notification (item 2 of argv) with title (item 1 of argv)", "end run"];
+        script.args(lines.iter().flat_map(|line| ["-e", line])).args([title, text]);
+        script.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if let Err(error) = script.status().await {
+            eprintln!("A notification is not shown: {error}");
+        }
+    }
 }
 
 /// Opens a file or folder as the user's desktop does.

@@ -7,6 +7,7 @@
 //!
 //! - [`display`]: an X server without a screen.
 //! - [`driver`]: the web driver's words, as far as they are needed here.
+//! - [`notifications`]: what the desktop shows them with.
 //! - [`panel`]: the desktop's panel with the icons in its tray.
 //! - [`screen`]: what is seen on a display.
 //! - [`system`]: this machine with the packages installed.
@@ -14,12 +15,14 @@
 
 pub mod display;
 pub mod driver;
+pub mod notifications;
 pub mod panel;
 pub mod screen;
 pub mod system;
 pub mod window;
 
 pub use display::Display;
+pub use notifications::Notifications;
 pub use panel::Panel;
 pub use screen::Screen;
 pub use system::System;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use netbus_app_tests::{Display, Panel, Window};
+use netbus_app_tests::{Display, Notifications, Panel, Window};
 use netbus_lan_tests::disk::{Files, Mount, checksums, compare, make_image};
 use netbus_lan_tests::{Account, Host, Lan, can_run};
 
@@ -21,16 +21,18 @@ fn a_disk_image_is_shared_used_missed_and_given_back_with_the_mouse_alone() -> a
     desk.start()?;
     let (far, near) = (Display::start()?, Display::start()?);
     let panel = Panel::start(&near)?;
+    let (told_there, told_here) = (Notifications::start(&far)?, Notifications::start(&near)?);
     // One desktop has a tray, the other does not.
     let (there, here) = (window(&far, &attic)?, window(&near, &desk)?);
     panel.says("Nothing is shared or in use")?;
     pair(&there, &here)?;
     share(&there, &image)?;
     let node = use_it(&here)?;
+    told_there.are(&["desk uses backup"])?;
     let mount = Mount::new(&node, &desk.folder.join("mounted"), "loop,ro,noload")?;
     compare(&files.sums, &checksums(&desk.folder.join("mounted"))?)?;
     mount.unmount()?;
-    lose_and_regain_the_link(&lan, &attic, &here, &panel)?;
+    lose_and_regain_the_link(&lan, &attic, &here, &panel, &told_here)?;
     give_it_back(&there, &here, &node)?;
     give_it_back_from_the_tray(&here, &panel)?;
     forget(&there, &here)?;
@@ -77,13 +79,22 @@ fn use_it(here: &Window) -> anyhow::Result<String> {
     here.text_of("//*[@data-channel='attic/backup']//code")
 }
 
-fn lose_and_regain_the_link(lan: &Lan, attic: &Host, here: &Window, panel: &Panel) -> anyhow::Result<()> {
+fn lose_and_regain_the_link(
+    lan: &Lan,
+    attic: &Host,
+    here: &Window,
+    panel: &Panel,
+    told: &Notifications,
+) -> anyhow::Result<()> {
+    told.are(&[])?;
     panel.says("In use here")?;
     lan.cable(attic, false)?;
     here.shows("Waits for attic")?;
     panel.says("Waits for another machine")?;
+    told.are(&["backup waits for attic"])?;
     lan.cable(attic, true)?;
     here.find("//*[@data-channel='attic/backup' and @data-state='active']")?;
+    told.are(&["backup works again"])?;
     panel.says("In use here")
 }
 
