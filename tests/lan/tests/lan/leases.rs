@@ -156,6 +156,10 @@ fn a_publication_in_use_does_not_end_without_its_user() -> anyhow::Result<()> {
         load.finish()?;
         scene.unsubscribe()?;
         scene.attic.netbus(&["unpublish", "backup"])?;
+        // Before it has heard that, it asks and is refused in other words.
+        scene.desk.wait_until("channels", "it is not offered any more", |answer| {
+            answer["channels"].as_array().is_some_and(Vec::is_empty)
+        })?;
         says(&scene.desk.netbus_fails(&["subscribe", "attic/backup"])?, &["offers no channel \"backup\""])
     })
 }
