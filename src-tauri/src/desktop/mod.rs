@@ -89,8 +89,9 @@ pub(crate) async fn notify(notice: Notice) {
         notification.appname("Netbus").icon(ICON).summary(&title).body(&text);
         #[cfg(target_os = "linux")]
         let shown = notification.show_async().await.map(drop);
-        #[cfg(not(target_os = "linux"))]
-        let shown = notification.show();
+        // It does not panic.
+        #[cfg(windows)]
+        let shown = tokio::task::spawn_blocking(move || notification.show()).await.unwrap_or(Ok(()));
         if let Err(error) = shown {
             eprintln!("A notification is not shown: {error}");
         }

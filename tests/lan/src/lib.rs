@@ -60,6 +60,7 @@ pub fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
     let start = Instant::now();
     loop {
+        let look = Instant::now();
         let last = condition();
         if let Ok(Some(value)) = last {
             return Ok(value);
@@ -70,7 +71,8 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> anyhow::Result<Opt
                 Ok(_) => bail!("Waited in vain until {what}"),
             }
         }
-        std::thread::sleep(Duration::from_millis(100));
+        // Where a look costs a machine much, that machine has as much time for what is waited for.
+        std::thread::sleep(look.elapsed().clamp(Duration::from_millis(100), Duration::from_secs(1)));
     }
 }
 

@@ -119,8 +119,10 @@ END"
     /// # Errors
     /// When the machine does not answer.
     pub fn helper_process(&self) -> anyhow::Result<Option<u32>> {
-        let script = "for process in /proc/[0-9]*; do
-                [ \"$(readlink $process/exe)\" = /usr/libexec/netbus-helper ] && echo ${process#/proc/}
+        // One that was killed and that nobody has collected has no program any more. Asking every process for its program
+        // by a program of its own takes seconds here.
+        let script = "for id in $(pgrep -x netbus-helper); do
+                [ \"$(readlink /proc/$id/exe)\" = /usr/libexec/netbus-helper ] && echo $id
             done; true";
         Ok(self.run(script)?.trim().parse().ok())
     }
